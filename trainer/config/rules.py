@@ -1,0 +1,63 @@
+"""Rules across sections, checked once the world size is known and before anything slow starts."""
+
+from __future__ import annotations
+
+from trainer.config.schema import Config
+from trainer.errors import ConfigError
+
+
+def check_rules(config: Config, world_size: int = 1) -> list[str]:
+    """Check what one section alone cannot know.
+
+    Returns:
+      Warnings: settings that are allowed but have no effect or are often a mistake.
+    Raises:
+      ConfigError: naming the key and the value to give instead.
+    """
+    _check_patch_sizes(config)
+    _check_class_weights(config)
+    return [*_norm_warnings(config, world_size), *_idle_settings(config, world_size)]
+
+
+def _check_patch_sizes(config: Config) -> None:
+    stride = 16  # the decoder meets the 1/4 map and the backbone halves 4 times, at output stride 8 too
+    for i, stage in enumerate(config.curriculum):
+        if stage.patch_size % stride:
+            better = max(stride * 2, round(stage.patch_size / stride) * stride)
+            raise ConfigError(
+                f"a patch of {stage.patch_size} px does not divide by {stride}, which the network needs",
+                where=f"curriculum[{i}].patch_size",
+                fix=f"curriculum.{i}.patch_size={better}",
+            )
+
+
+def _check_class_weights(config: Config) -> None:
+    weights, names = config.training.loss.class_weights, config.data.class_names
+    if weights and len(weights) != len(names):
+        raise ConfigError(
+            f"{len(weights)} weights for {len(names)} classes ({', '.join(names)})",
+            where="training.loss.class_weights",
+            fix="give one weight per class, or [] for 1 each",
+        )
+
+
+def _norm_warnings(config: Config, world_size: int) -> list[str]:
+    batches = [s.local_batch_size * (world_size if config.model.norm == "sync_batch" else 1) for s in config.curriculum]
+    if config.model.norm in ("batch", "sync_batch") and min(batches) < 4:
+        stage = batches.index(min(batches))
+        return [
+            f"model.norm={config.model.norm}: in curriculum[{stage}] statistics come from {batches[stage]} patch(es), "
+            "which is noisy; model.norm=group does not depend on the batch"
+        ]
+    if config.model.norm == "frozen" and config.model.weights is None:
+        return ["model.norm=frozen without model.weights: the frozen statistics are 0 and 1, i.e. no normalisation"]
+    return []
+
+
+def _idle_settings(config: Config, world_size: int) -> list[str]:
+    optimizer, warnings = config.training.optimizer, []
+    if optimizer.weight_decay and optimizer.name != "adamw":
+        warnings.append(f"training.optimizer.weight_decay has no effect with {optimizer.name}; use name=adamw")
+    if config.split.train_centres and config.split.by != "centre":
+        warnings.append("split.by has no effect where train_centres and val_centres are given")
+    return warnings

@@ -1,0 +1,249 @@
+"""Every setting of a run: one frozen model per section, one line per field with its unit and range.
+
+This module checks one field or one section at a time. Rules that need several sections or the world size are in
+`rules.py`; reading YAML and overrides is in `load.py`. Nothing here reads files, the environment or a rank.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+IGNORE_LABEL = 255
+"""Label of pixels that no loss and no metric counts."""
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+MaskValue = int | str
+"""A class id of a mask image (0-255), or a colour written '#rrggbb'."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ClassConfig(Section):
+    """One class. Its label is its position in `data.classes`; the first one also takes all that is not annotated."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_]+$")
+    groups: tuple[str, ...] = ()
+    """Annotation groups (ASAP `PartOfGroup`) that carry this class."""
+    mask_values: tuple[MaskValue, ...] = ()
+    """Values of a mask image that carry this class: ids, or colours as '#rrggbb'."""
+
+
+class DataConfig(Section):
+    """Where slides and annotations are, and what their labels mean."""
+
+    format: Literal["manifest", "camelyon16", "camelyon17"] = "manifest"
+    path: Path
+    """The manifest CSV, or the directory of a CAMELYON data set as it is published."""
+    classes: tuple[ClassConfig, ...] = Field(min_length=2, max_length=250)
+    exclusion_groups: tuple[str, ...] = ()
+    """Annotation groups that are holes cut out of every class (CAMELYON16 `_2` and `Exclusion`)."""
+    ignore_groups: tuple[str, ...] = ()
+    """Annotation groups whose pixels no loss and no metric counts."""
+    ignore_mask_values: tuple[MaskValue, ...] = ()
+    """Mask values whose pixels no loss and no metric counts."""
+
+    @model_validator(mode="after")
+    def _names_and_values_are_unique(self) -> DataConfig:
+        names = [c.name for c in self.classes]
+        groups = [g for c in self.classes for g in c.groups] + [*self.exclusion_groups, *self.ignore_groups]
+        values = [v for c in self.classes for v in c.mask_values] + [*self.ignore_mask_values]
+        for what, items in (("class name", names), ("annotation group", groups), ("mask value", values)):
+            twice = sorted({str(i) for i in items if items.count(i) > 1})
+            if twice:
+                raise ValueError(f"{what} {', '.join(twice)} is given twice")
+        return self
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(c.name for c in self.classes)
+
+
+class IndexConfig(Section):
+    """Which positions of a slide become patches."""
+
+    level: int = Field(0, ge=0)
+    """Pyramid level that patches are read at; 0 is full resolution."""
+    overlap: float = Field(0.0, ge=0.0, lt=1.0)
+    """Overlap of neighbouring training patches as a share of the patch size; validation never overlaps."""
+    min_tissue_fraction: Fraction = 0.3
+    """Patches with less tissue than this are left out. 0 keeps every position and computes no tissue mask."""
+    max_unreadable_fraction: Fraction = 0.0
+    """Indexing goes on past slides that do not open while they are at most this share of all; they are listed."""
+
+
+class SplitConfig(Section):
+    """Which slides validate. A `split` column in the manifest (train / val / test) overrides this for its slide."""
+
+    by: Literal["patient", "slide", "centre"] = "patient"
+    """What may not be on both sides. A slide without a patient (or centre) stands for itself."""
+    val_fraction: float = Field(0.2, ge=0.0, lt=1.0)
+    """Share of groups that validate; at least one group when above 0."""
+    train_centres: tuple[str, ...] = ()
+    val_centres: tuple[str, ...] = ()
+    """Centres that validate; given together with train_centres, they replace val_fraction."""
+
+    @model_validator(mode="after")
+    def _centres_are_disjoint(self) -> SplitConfig:
+        both = sorted(set(self.train_centres) & set(self.val_centres))
+        if both:
+            raise ValueError(f"centre {', '.join(both)} is in both train_centres and val_centres")
+        if bool(self.train_centres) != bool(self.val_centres):
+            raise ValueError("give train_centres and val_centres together, or neither")
+        return self
+
+
+class SamplingConfig(Section):
+    """Which training patches one epoch shows."""
+
+    min_tumour_fraction: Fraction = 0.01
+    """A patch is positive from this share of pixels of any class but the first (1 %: the poster's)."""
+    positive_share: Fraction | None = None
+    """Share of positive patches in an epoch; patches of the larger side are drawn less. None takes all as they are."""
+    patches_per_epoch: Positive | None = None
+    """Patches in one epoch over all ranks; None takes the whole training set."""
+
+
+class AugmentConfig(Section):
+    """Random changes of a training patch, each a pure function of (seed, epoch, patch)."""
+
+    flip: bool = True
+    """Mirror and quarter turns: the eight symmetries of the square."""
+    brightness: float = Field(0.1, ge=0.0, le=1.0)
+    contrast: float = Field(0.1, ge=0.0, le=1.0)
+    saturation: float = Field(0.1, ge=0.0, le=1.0)
+    """Largest relative change of each; 0 turns it off."""
+
+
+class ModelConfig(Section):
+    """The network."""
+
+    architecture: Literal["deeplabv3plus"] = "deeplabv3plus"
+    backbone: str = "resnet50"
+    """A segmentation-models backbone (resnet*, seresnet*, seresnext*, mobilenet*, efficientnetb*, ...) or xception."""
+    output_stride: Literal[8, 16] = 16
+    """Ratio of patch to deepest feature map; 8 is finer and about three times dearer."""
+    norm: Literal["group", "batch", "sync_batch", "frozen"] = "group"
+    """group: right at any batch size. batch: per-rank statistics. sync_batch: statistics over all ranks.
+    frozen: the statistics stored in the backbone's weights."""
+    weights: str | None = None
+    """Backbone weights: none, `imagenet` (downloads), or a local file in Keras HDF5."""
+    aspp_channels: Positive = 256
+    decoder_channels: Positive = 256
+    dropout: float = Field(0.1, ge=0.0, lt=1.0)
+    """Dropout after the spatial pyramid pooling."""
+
+
+class LossConfig(Section):
+    cross_entropy: float = Field(1.0, ge=0.0)
+    dice: float = Field(1.0, ge=0.0)
+    """Weights of the two terms."""
+    class_weights: tuple[float, ...] = ()
+    """One weight per class for the cross-entropy; empty is 1 for each."""
+
+    @model_validator(mode="after")
+    def _something_to_minimise(self) -> LossConfig:
+        if self.cross_entropy == 0 and self.dice == 0:
+            raise ValueError("cross_entropy and dice are both 0: there is nothing to minimise")
+        if any(w < 0 for w in self.class_weights):
+            raise ValueError("class_weights must not be negative")
+        return self
+
+
+class OptimizerConfig(Section):
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: float = Field(1e-3, gt=0.0)
+    """Rate for one rank, before scaling by the world size."""
+    scale_with_world_size: Literal["linear", "sqrt", "none"] = "linear"
+    warmup_steps: int = Field(0, ge=0)
+    """Global steps over which the rate rises linearly from 1/world_size of itself."""
+    schedule: Literal["constant", "poly", "cosine"] = "constant"
+    poly_power: float = Field(0.9, gt=0.0)
+    epsilon: float = Field(1e-7, gt=0.0)
+    """Adam's epsilon (the poster used 0.1)."""
+    momentum: float = Field(0.9, ge=0.0, lt=1.0)
+    """SGD only."""
+    weight_decay: float = Field(0.0, ge=0.0)
+    """AdamW only."""
+
+
+class TrainingConfig(Section):
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    compression: Literal["none", "fp16", "bf16"] = "fp16"
+    """What gradients are cast to on the wire."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loss: LossConfig = LossConfig()
+    log_every_steps: Positive = 10
+    checkpoint_every_steps: Positive | None = None
+    """Beside the checkpoint at the end of each stage."""
+    keep_checkpoints: Positive = 3
+    """How many of the latest checkpoints stay; the last of every stage always does."""
+
+
+class StageConfig(Section):
+    """One stage of the curriculum. Its length is given in exactly one unit."""
+
+    patch_size: int = Field(ge=32)
+    """Width and height in pixels of `index.level`."""
+    local_batch_size: Positive
+    """Patches per rank and step."""
+    epochs: float | None = Field(None, gt=0.0)
+    steps: Positive | None = None
+    learning_rate_factor: float = Field(1.0, gt=0.0)
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> StageConfig:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of epochs and steps")
+        return self
+
+
+class EvaluationConfig(Section):
+    max_patches: Positive | None = None
+    """Validation patches scored per size, drawn with the seed; None scores all."""
+    max_regions: Positive | None = None
+    """Regions of the common footprint (one patch of the largest size each); None scores all."""
+    auc_bins: int = Field(4096, ge=16, le=1 << 20)
+    """Bins of the streaming ROC histogram; the report states the error bound that follows."""
+    figure_regions: int = Field(3, ge=0, le=12)
+    """Validation regions drawn beside their truth and prediction in the report."""
+
+
+class RuntimeConfig(Section):
+    read_threads: Positive = 2
+    """Threads per rank that read and augment patches."""
+    prefetch_batches: Positive = 3
+    """Batches kept ready per rank."""
+    intra_op_threads: Positive | None = None
+    """TensorFlow's threads per rank; None takes the cores this rank may use."""
+
+
+class Config(Section):
+    """One run."""
+
+    name: str = Field(min_length=1)
+    output: Path
+    """Run directory; nothing else may hold or have used it."""
+    seed: int = Field(1, ge=0, lt=1 << 31)
+    data: DataConfig
+    index_file: Path | None = None
+    """Parquet file of the patch index: used when its settings match, else built there; None: inside `output`."""
+    index: IndexConfig = IndexConfig()
+    split: SplitConfig = SplitConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    curriculum: tuple[StageConfig, ...] = Field(min_length=1)
+    evaluation: EvaluationConfig = EvaluationConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    @property
+    def patch_sizes(self) -> tuple[int, ...]:
+        """The distinct patch sizes of the curriculum, ascending."""
+        return tuple(sorted({s.patch_size for s in self.curriculum}))
