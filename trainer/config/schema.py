@@ -161,7 +161,7 @@ class OptimizerConfig(Section):
     """Rate for one rank, before scaling by the world size."""
     scale_with_world_size: Literal["linear", "sqrt", "none"] = "linear"
     warmup_steps: int = Field(0, ge=0)
-    """Global steps over which the rate rises linearly from 1/world_size of itself."""
+    """Global steps over which the rate rises linearly to its full value."""
     schedule: Literal["constant", "poly", "cosine"] = "constant"
     poly_power: float = Field(0.9, gt=0.0)
     epsilon: float = Field(1e-7, gt=0.0)
@@ -215,6 +215,8 @@ class EvaluationConfig(Section):
 
 
 class RuntimeConfig(Section):
+    backend: Literal["horovod", "mpi"] = "horovod"
+    """What carries gradients under mpirun or srun; a process that no launcher started needs neither."""
     read_threads: Positive = 2
     """Threads per rank that read and augment patches."""
     prefetch_batches: Positive = 3

@@ -1,0 +1,72 @@
+# Widefield. `make` or `make help` lists what there is. Every target does the set-up it needs, without root.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3.11
+VENV ?= .venv
+MPI ?= pypi
+GPU ?= none
+BIN := $(abspath $(VENV))/bin
+DATA ?= data/demo
+# As root (containers, CI) Open MPI wants to be asked twice.
+export OMPI_ALLOW_RUN_AS_ROOT := 1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
+export PATH := $(BIN):$(PATH)
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+ifeq ($(MPI),pypi)
+EXTRAS := build,dev,mpi
+else
+EXTRAS := build,dev
+endif
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+	@printf '\nVariables: PYTHON=%s VENV=%s MPI=pypi|system GPU=none|nccl\n' '$(PYTHON)' '$(VENV)'
+
+.PHONY: setup
+setup: $(VENV)/.ready ## make .venv with everything in it, Horovod built from source (cached)
+
+$(VENV)/.ready: setup.cfg pyproject.toml tools/build_horovod.sh
+	@command -v $(PYTHON) >/dev/null || { echo "setup: $(PYTHON) not found; give yours: make setup PYTHON=python3" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=24' 'setuptools<81' wheel
+	$(BIN)/python -m pip install --quiet -e '.[$(EXTRAS)]'
+	PYTHON=$(BIN)/python MPI=$(MPI) GPU=$(GPU) bash tools/build_horovod.sh
+	touch $@
+
+.PHONY: demo
+demo: setup ## the main job: generated slides, three patch sizes, 2 ranks, a report with pictures
+	test -e $(DATA)/training || $(BIN)/widefield make-slides $(DATA)
+	$(BIN)/mpirun -np 2 $(BIN)/python -m trainer train configs/demo.yaml data.path=$(DATA) --overwrite
+	@echo; echo "Look at runs/demo/report.md"
+
+.PHONY: test
+test: setup ## all tests but those that need a Slurm
+	$(BIN)/python -m pytest tests
+
+.PHONY: lint
+lint: setup ## ruff (lint and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: fmt
+fmt: setup ## format the code and mend what ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: bench
+bench: setup ## measure step, data wait and memory on this machine; writes results/bench/
+	$(BIN)/python tools/bench.py
+
+.PHONY: ci
+ci: ## exactly what CI runs
+	bash .ci/run
+
+.PHONY: clean
+clean: ## remove runs, caches and demo data; .venv stays
+	rm -rf runs data/demo .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,34 @@
+"""Run one test module's `main` on real MPI ranks, and the command line as a user does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MPIRUN = Path(sys.executable).parent / "mpirun"
+
+
+def mpirun(num_ranks: int, *arguments: str | Path, timeout_s: int = 240, **environ: str) -> subprocess.CompletedProcess:
+    """`mpirun -np N python ...` with a time limit; the caller looks at the exit status and the output."""
+    launcher = str(MPIRUN) if MPIRUN.exists() else "mpirun"
+    command = [launcher, "--oversubscribe", "-np", str(num_ranks), sys.executable, *map(str, arguments)]
+    return _run(command, timeout_s, environ)
+
+
+def widefield(*arguments: str | Path, timeout_s: int = 240, **environ: str) -> subprocess.CompletedProcess:
+    """`python -m trainer ...` in one process."""
+    return _run([sys.executable, "-m", "trainer", *map(str, arguments)], timeout_s, environ)
+
+
+def _run(command: list[str], timeout_s: int, environ: dict[str, str]) -> subprocess.CompletedProcess:
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "TF_CPP_MIN_LOG_LEVEL": "3", **environ}
+    return subprocess.run(command, env=env, cwd=ROOT, timeout=timeout_s, capture_output=True, text=True, check=False)
+
+
+def must_pass(done: subprocess.CompletedProcess) -> str:
+    """The output of a run that must have succeeded; all it printed where it did not."""
+    assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
+    return done.stdout

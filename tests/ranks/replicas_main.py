@@ -1,0 +1,52 @@
+"""Run under mpirun by test_training.py: start with different weights on purpose, train, and compare bits."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from trainer.config import load_config
+from trainer.errors import CommError
+from trainer.runtime import start_comm
+from trainer.train.checkpoint import digest
+from trainer.train.console import Console
+from trainer.train.loop import stage_batches
+from trainer.train.session import check_replicas, configure_tensorflow, open_session
+from trainer.train.step import make_train_step
+
+comm = start_comm("horovod")
+# A seed of its own on every rank: only the broadcast can make the replicas equal.
+seed = 3 + comm.rank
+config = load_config(Path(sys.argv[1]))
+configure_tensorflow(config.model_copy(update={"seed": seed}), 1, comm.local_rank)
+session = open_session(config, comm, Console(False), 1)
+assert len(set(comm.gather(digest(session.model, session.optimizer)))) == 1
+
+stage = session.plan.stages[0]
+step = make_train_step(session.model, session.optimizer, config.training, comm)
+before = digest(session.model)
+rows = []
+for images, labels in stage_batches(session, stage, 0):
+    import tensorflow as tf
+
+    step(tf.constant(images), tf.constant(labels))
+    assert len(set(comm.gather(digest(session.model, session.optimizer)))) == 1, "equal after every step"
+    rows.append(images.tobytes())
+assert digest(session.model) != before, "the network must have learned something"
+assert len(set(sum(comm.gather(rows), []))) == stage.num_steps * comm.world_size, "no two ranks saw the same batch"
+applied = int(session.optimizer.iterations.numpy())
+assert applied == stage.num_steps, "the gradients are applied once per step"
+
+if comm.rank == 1:
+    variable = session.model.trainable_variables[0]
+    variable.assign(np.nextafter(variable.numpy(), np.float32(np.inf)))
+try:
+    check_replicas(comm, session.model, session.optimizer, "in this test")
+except CommError as error:
+    assert "[1]" in str(error)
+else:
+    raise AssertionError("one changed bit on one rank must be found on all")
+print(f"rank {comm.rank} ok", flush=True)
+sys.stdout.flush()

@@ -1,0 +1,140 @@
+"""The whole network: sizes, precision, determinism, and the image-level branch at batch 1."""
+
+import numpy as np
+import pytest
+
+from trainer.config.schema import LossConfig, ModelConfig
+from trainer.models import build_model, segmentation_loss
+from trainer.models.keras import keras, tf
+
+SMALL = {"backbone": "mobilenetv2", "aspp_channels": 32, "decoder_channels": 32}
+
+
+def _build(num_classes=3, **config):
+    return build_model(ModelConfig(**{**SMALL, **config}), num_classes)
+
+
+def _patches(batch=1, size=64, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
+
+
+def _labels(batch, size, num_classes=3):
+    return np.random.default_rng(1).integers(0, num_classes, (batch, size, size)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def group_model():
+    keras.utils.set_random_seed(1)
+    return _build()
+
+
+@pytest.mark.parametrize("shape", [(2, 64, 64), (1, 128, 128), (1, 80, 112)])
+def test_the_same_weights_take_any_patch_size(group_model, shape):
+    images = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    logits = group_model(images)
+    assert logits.shape == (*shape, 3) and logits.dtype == tf.float32
+    assert np.isfinite(logits).all() and np.std(logits) > 0
+
+
+def test_uint8_and_float_images_give_the_same_logits(group_model):
+    images = _patches()
+    np.testing.assert_array_equal(group_model(images), group_model(images.astype("f4")))
+
+
+def test_patches_of_a_batch_do_not_see_each_other_under_group_norm(group_model):
+    images = _patches(batch=2)
+    together, alone = group_model(images, training=False), group_model(images[:1], training=False)
+    np.testing.assert_allclose(together[:1], alone, atol=1e-4)
+
+
+def test_an_equal_seed_gives_equal_weights():
+    keras.utils.set_random_seed(7)
+    first = _build().get_weights()
+    keras.utils.set_random_seed(7)
+    for a, b in zip(first, _build().get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("norm", ["group", "batch", "sync_batch", "frozen"])
+def test_every_norm_policy_trains_every_weight_at_batch_one(norm):
+    model = _build(norm=norm, output_stride=8, dropout=0.0)
+    with tf.GradientTape() as tape:
+        loss, _ = segmentation_loss(model(_patches(), training=True), _labels(1, 64), LossConfig())
+    gradients = tape.gradient(loss, model.trainable_variables)
+    without = [v.name for v, g in zip(model.trainable_variables, gradients, strict=True) if g is None]
+    assert not without
+    assert all(np.isfinite(tf.convert_to_tensor(g)).all() for g in gradients)
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_a_few_steps_at_batch_one_learn_one_patch(norm):
+    images = _patches(size=64)
+    images[:, :, 32:] //= 4  # the right half is darker and another class
+    labels = np.zeros((1, 64, 64), np.uint8)
+    labels[:, :, 32:] = 1
+    model = _build(num_classes=2, norm=norm, backbone="resnet18", dropout=0.0)
+    optimizer = keras.optimizers.Adam(1e-3)
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            loss, _ = segmentation_loss(model(images, training=True), labels, LossConfig())
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        return loss
+
+    losses = [float(step()) for _ in range(20)]
+    assert losses[-1] < 0.4 * losses[0]
+
+
+# --- The trap of FACTS.md: a norm after global pooling at batch 1 -----------------------------------------------------
+
+
+def _spread_over_patches(branch, features):
+    """How much the branch's output at batch 1 differs between two patches."""
+    return float(tf.reduce_max(tf.abs(branch(features[:1]) - branch(features[1:]))))
+
+
+def test_the_image_level_branch_depends_on_the_patch_at_batch_one():
+    model = _build(norm="batch")
+    deepest = model.get_layer("aspp_image_mean").input
+    image_level = keras.Model(deepest, model.get_layer("aspp_image").output)
+    features = tf.constant(np.random.default_rng(0).uniform(0, 3, (2, 4, 4, 1280)), tf.float32)
+    assert _spread_over_patches(lambda x: image_level(x, training=True), features) > 0.01
+
+
+def test_batch_norm_in_the_image_level_branch_would_not():
+    convolution, norm = keras.layers.Conv2D(32, 1, use_bias=False), keras.layers.BatchNormalization()
+
+    def with_batch_norm(x):
+        return norm(convolution(tf.reduce_mean(x, [1, 2], keepdims=True)), training=True)
+
+    features = tf.constant(np.random.default_rng(0).uniform(0, 3, (2, 4, 4, 1280)), tf.float32)
+    assert _spread_over_patches(with_batch_norm, features) < 1e-6
+
+
+# --- Precision --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("norm", ["group", "sync_batch"])
+def test_mixed_precision_keeps_weights_and_logits_float32(policy, norm):
+    keras.mixed_precision.set_global_policy(policy)
+    model = _build(norm=norm, dropout=0.0)
+    with tf.GradientTape() as tape:
+        logits = model(_patches(batch=2), training=True)
+        loss, _ = segmentation_loss(logits, _labels(2, 64), LossConfig())
+    gradients = tape.gradient(loss, model.trainable_variables)
+    assert logits.dtype == loss.dtype == tf.float32
+    assert {w.dtype for w in model.weights} == {tf.float32} == {g.dtype for g in gradients}
+    assert model.get_layer("aspp_concat").output.dtype == policy.removeprefix("mixed_")
+    assert np.isfinite(loss) and all(np.isfinite(tf.convert_to_tensor(g)).all() for g in gradients)
+
+
+def test_mixed_bfloat16_is_near_float32():
+    model = _build()
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    narrow = _build()
+    narrow.set_weights(model.get_weights())
+    exact, near = model(_patches()).numpy(), narrow(_patches()).numpy()
+    assert np.abs(near - exact).mean() < 0.1 * exact.std()

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trainer.config import Config, check_rules, dump_config, load_config
+from trainer.errors import ConfigError
+
+MINIMAL = {
+    "name": "x",
+    "output": "runs/x",
+    "data": {"path": "slides.csv", "classes": [{"name": "normal"}, {"name": "tumour", "groups": ["Tumor"]}]},
+    "curriculum": [{"patch_size": 64, "local_batch_size": 2, "steps": 3}],
+}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL))
+    return path
+
+
+def test_the_resolved_configuration_reads_back_to_the_same_object(file: Path, tmp_path: Path) -> None:
+    config = load_config(file, ["curriculum.0.steps=7", "training.precision=mixed_bfloat16"])
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_config(config))
+    assert load_config(again) == config
+    assert config.curriculum[0].steps == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("modle.norm=batch", "did you mean 'model'?"),
+        ("model.nrom=batch", "did you mean 'norm'?"),
+        ("curriculum.0.patchsize=64", "did you mean 'patch_size'?"),
+        ("data.classes.1.group=[a]", "did you mean 'groups'?"),
+        ("training.optimizer.learning_rat=1", "did you mean 'learning_rate'?"),
+        ("curriculum.0.epochs=1", "exactly one of epochs and steps"),
+        ("training.precision=float8", "training.precision"),
+        ("curriculum.3.steps=1", "not a position in a list of 1"),
+        ("seed", "key.path=value"),
+        ("data.classes.1.name=normal", "given twice"),
+        ("split.val_centres=[a]", "train_centres and val_centres together"),
+    ],
+)
+def test_a_mistake_is_named_with_its_key(file: Path, override: str, says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(file, [override])
+    assert says in str(error.value)
+
+
+def test_a_file_that_is_missing_or_not_yaml_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(tmp_path / "none.yaml")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("a: [1,")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(bad)
+    bad.write_text("!!python/object/apply:os.system ['true']")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(bad)
+
+
+def test_a_patch_size_that_the_network_cannot_take_is_refused_with_the_nearest_that_it_can(file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"curriculum\[0\].patch_size") as error:
+        check_rules(load_config(file, ["curriculum.0.patch_size=700"]))
+    assert "curriculum.0.patch_size=704" in str(error.value)
+
+
+def test_class_weights_must_fit_the_classes(file: Path) -> None:
+    with pytest.raises(ConfigError, match="3 weights for 2 classes"):
+        check_rules(load_config(file, ["training.loss.class_weights=[1,2,3]"]))
+
+
+def test_batch_norm_with_few_patches_warns_and_depends_on_the_world_size(file: Path) -> None:
+    assert "noisy" in check_rules(load_config(file, ["model.norm=sync_batch"]), world_size=1)[0]
+    assert check_rules(load_config(file, ["model.norm=sync_batch"]), world_size=4) == []
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("configs/*.yaml")), ids=lambda p: p.stem)
+def test_every_config_that_ships_is_valid(path: Path) -> None:
+    config = load_config(path)
+    assert isinstance(config, Config)
+    check_rules(config, world_size=2)

@@ -1,0 +1,71 @@
+"""Imports point one way, and heavy libraries stay in their rooms."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2] / "trainer"
+LAYERS = [
+    {"errors", "quiet"},
+    {"config"},
+    {"slides", "runtime"},
+    {"patches"},
+    {"stores"},
+    {"batches", "models", "curriculum"},
+    {"evaluate"},
+    {"train"},
+    {"cli"},
+]
+ROOMS = {
+    "horovod": {"runtime"},
+    "mpi4py": {"runtime"},
+    "tensorflow": {"models", "runtime"},
+    "openslide": {"slides"},
+    "tifffile": {"slides"},
+    "matplotlib": {"evaluate"},
+    "pyarrow": {"patches"},
+}
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{a.name}" for a in node.names} if node.module == "trainer" else {node.module}
+    return names
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def layer(name: str) -> int:
+    return next(i for i, names in enumerate(LAYERS) if name in names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path) -> None:
+    mine = room(path)
+    if mine in ("__init__", "__main__"):
+        return
+    for name in imported(path):
+        parts = name.split(".")
+        if parts[0] != "trainer" or parts[1] in (mine, "__version__"):
+            continue
+        assert layer(parts[1]) < layer(mine), f"{mine} imports {name}"
+        assert not (mine in ("slides", "patches", "stores", "batches", "models") and parts[1] == "runtime"), (
+            f"{mine} imports {name}: data and model code take rank and world size as numbers"
+        )
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_heavy_libraries_stay_in_their_rooms(path: Path) -> None:
+    for name in imported(path):
+        top = name.split(".")[0]
+        assert room(path) in ROOMS.get(top, {room(path)}), f"{room(path)} imports {top}"

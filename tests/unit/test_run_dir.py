@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainer.errors import RunError
+from trainer.train.clock import StageClock, peak_memory_bytes, reset_peak_memory
+from trainer.train.run_dir import MetricsFile, claim_run, latest_checkpoint, read_events
+
+
+def finished_run(path: Path) -> Path:
+    os.close(claim_run(path, resume=False, overwrite=False))
+    (path / "config.yaml").write_text("name: x\n")
+    (path / "report.json").write_text("{}")
+    (path / "notes.txt").write_text("mine")
+    return path
+
+
+def test_a_run_directory_that_another_process_holds_is_refused_naming_the_holder(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom trainer.train.run_dir import claim_run\n"
+        "lock = claim_run(Path(sys.argv[1]), resume=False, overwrite=False)\nprint('held', flush=True)\ntime.sleep(60)\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout and holder.stdout.readline() == "held\n"
+        with pytest.raises(RunError, match=f"process {holder.pid}"):
+            claim_run(tmp_path / "run", resume=False, overwrite=True)
+    finally:
+        holder.kill()
+        holder.wait()
+    os.close(claim_run(tmp_path / "run", resume=False, overwrite=False))  # the lock died with its holder
+
+
+def test_a_finished_run_is_not_overwritten_unless_asked_and_other_files_stay(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run")
+    with pytest.raises(RunError, match="--overwrite"):
+        claim_run(run, resume=False, overwrite=False)
+    assert (run / "report.json").exists()
+    os.close(claim_run(run, resume=True, overwrite=False))
+    assert (run / "report.json").exists()
+    os.close(claim_run(run, resume=False, overwrite=True))
+    assert not (run / "report.json").exists()
+    assert (run / "notes.txt").read_text() == "mine"
+
+
+def test_resuming_nothing_and_a_directory_that_cannot_be_made_are_clear_errors(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no run here"):
+        claim_run(tmp_path / "none", resume=True, overwrite=False)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be written"):
+        claim_run(tmp_path / "file" / "run", resume=False, overwrite=False)
+    with pytest.raises(RunError, match="no checkpoint"):
+        latest_checkpoint(tmp_path)
+
+
+def test_metrics_survive_a_line_cut_short_and_a_resumed_run_drops_what_it_repeats(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"event": "step", "step": 2}\n{"event": "step", "step": 4}\n{"event": "st')
+    file = MetricsFile(path, keep_before_step=2)
+    file.write("step", step=3, loss=0.5)
+    file.close()
+    assert [e["step"] for e in read_events(path)] == [2, 3]
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_the_clock_leaves_out_warm_up_steps_and_the_peak_can_start_anew() -> None:
+    clock = StageClock()
+    for _ in range(5):
+        with clock.step(), clock.waiting():
+            pass
+    wait_s, step_s, steps = clock.totals()
+    assert steps == 3
+    assert 0 < wait_s <= step_s
+    block = bytearray(os.urandom(1) * 300_000_000)
+    high = peak_memory_bytes()
+    del block
+    reset_peak_memory()
+    assert peak_memory_bytes() < high - 200_000_000

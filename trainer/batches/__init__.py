@@ -1,0 +1,1 @@
+"""What one rank reads, in what order, as arrays."""

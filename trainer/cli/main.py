@@ -1,0 +1,68 @@
+"""`widefield` and `python -m trainer`: the list of commands, and how errors reach people."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+
+from trainer import __version__
+from trainer.cli import config, evaluate, index, make_slides, train
+from trainer.errors import WidefieldError
+from trainer.runtime.start import stop_all_ranks
+
+COMMANDS = (make_slides, index, train, evaluate, config)
+
+_DESCRIPTION = """\
+Train segmentation networks on whole-slide images with a curriculum of growing patch sizes.
+
+A first run, on slides that it makes itself:
+  widefield make-slides data/demo
+  widefield train configs/demo.yaml                              one process
+  mpirun -np 2 python -m trainer train configs/demo.yaml         two ranks, the same program
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="widefield", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"widefield {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        sub = commands.add_parser(
+            command.NAME,
+            help=command.HELP,
+            description=f"{command.HELP}.\n\n{command.DETAILS}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_arguments(sub)
+        sub.set_defaults(run=command.run)
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse, with key.path=value overrides allowed after options too, which argparse alone refuses."""
+    args, rest = parser.parse_known_args(argv)
+    late = [a for a in rest if "=" in a and not a.startswith("-")]
+    if len(late) < len(rest) or (late and not hasattr(args, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(a for a in rest if a not in late) or ' '.join(late)}")
+    if late:
+        args.overrides = [*args.overrides, *late]
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command. Exit status: 0 done, 1 a bug of ours (with traceback), 2 a mistake it can explain."""
+    args = parse(make_parser(), argv)
+    try:
+        args.run(args)
+    except WidefieldError as error:
+        stop_all_ranks(str(error), 2)
+    except KeyboardInterrupt:
+        stop_all_ranks("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output has gone (| head)
+        sys.stderr.close()
+    except Exception:
+        stop_all_ranks(traceback.format_exc(), 1)

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from trainer.cli.common import OVERRIDES_HELP, add_config_arguments
+from trainer.config import Config, load_config
+from trainer.errors import ConfigError
+
+NAME = "train"
+HELP = "train through the curriculum and write the report"
+DETAILS = f"""\
+  widefield train configs/demo.yaml                                        one process
+  mpirun -np 2 python -m trainer train configs/demo.yaml                   two ranks on this machine
+  mpirun -np 2 --map-by ppr:1:package --bind-to package python -m trainer train configs/camelyon16.yaml
+  widefield train --resume runs/demo                                       go on after a stop
+
+{OVERRIDES_HELP}"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_arguments(parser, optional=True)
+    parser.add_argument("--resume", type=Path, metavar="RUN_DIR", help="go on from the newest checkpoint of a run")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run that the output directory holds")
+
+
+def run(args: argparse.Namespace) -> None:
+    config = _config(args)
+    from trainer.runtime import start_comm
+    from trainer.runtime.start import my_threads
+    from trainer.train.loop import train
+    from trainer.train.session import configure_tensorflow
+
+    threads = my_threads()
+    comm = start_comm(config.runtime.backend)
+    configure_tensorflow(config, threads, comm.local_rank)
+    train(config, comm, threads, resume=args.resume is not None, overwrite=args.overwrite)
+
+
+def _config(args: argparse.Namespace) -> Config:
+    """The configuration given, or that of the run to resume with the same overrides allowed after it."""
+    if args.resume is None:
+        if args.config is None:
+            raise ConfigError("no configuration given", where="command line", fix="widefield train configs/demo.yaml")
+        return load_config(args.config, args.overrides)
+    overrides = [o for o in (args.config, *args.overrides) if o]
+    return load_config(args.resume / "config.yaml", [*overrides, f"output={args.resume}"])

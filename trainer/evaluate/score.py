@@ -1,0 +1,124 @@
+"""Run the network over tiles, on all ranks, and reduce the sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+
+from trainer.batches.loader import Patch, prefetched
+from trainer.config.schema import IGNORE_LABEL, Config
+from trainer.evaluate.metrics import Sums, metrics_of, sums_of
+from trainer.evaluate.tiles import Tile, footprint_tiles, validation_tiles
+from trainer.models.keras import keras, tf
+from trainer.patches.index import PatchIndex
+from trainer.runtime.comm import Comm
+
+Predict = Callable[[Any], tuple[Any, Any]]
+
+
+class TileStore(Protocol):
+    def read_at(self, slide: int, x: int, y: int, size: int, level: int) -> Patch: ...
+
+    def downsample(self, slide: int, level: int) -> float: ...
+
+
+def make_predict(model: keras.Model) -> Predict:
+    """A compiled function from images [B, P, P, 3] to (class numbers [B, P, P] uint8, log-odds [B, P, P, C] float32).
+
+    Log-odds order pixels as probabilities do, and do not saturate at 1.
+    """
+
+    @tf.function(reduce_retracing=False)
+    def predict(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        log_p = tf.nn.log_softmax(tf.cast(model(images, training=False), tf.float32))
+        log_not_p = tf.math.log(tf.maximum(-tf.math.expm1(log_p), 1e-30))
+        return tf.cast(tf.argmax(log_p, axis=-1), tf.uint8), log_p - log_not_p
+
+    return predict
+
+
+class Evaluator:
+    """Scores a model per size (the poster's way) and on the common footprint.
+
+    Args:
+      batch_sizes: patch size -> patches per forward pass; every pass has this shape, the last one padded, so that a
+        tile's result does not depend on its neighbours or on the number of ranks.
+    """
+
+    def __init__(
+        self, config: Config, index: PatchIndex, store: TileStore, comm: Comm, batch_sizes: dict[int, int]
+    ) -> None:
+        self._config, self._index, self._store, self._comm = config, index, store, comm
+        self._batch_sizes = batch_sizes
+        largest = config.patch_sizes[-1]
+        self.regions = validation_tiles(index, largest, config.seed, config.evaluation.max_regions)
+
+    def score_size(self, predict: Predict, size: int) -> dict[str, object]:
+        """Metrics over the validation patches of one size."""
+        tiles = validation_tiles(self._index, size, self._config.seed, self._config.evaluation.max_patches)
+        return self._score(predict, tiles, size)
+
+    def score_footprint(self, predict: Predict, size: int) -> dict[str, object]:
+        """Metrics over the common footprint, read through patches of one size."""
+        return self._score(predict, self._footprint(size), size)
+
+    def _footprint(self, size: int) -> list[Tile]:
+        downsamples = {r.slide: self._store.downsample(r.slide, r.level) for r in self.regions}
+        return [t for r in self.regions for t in footprint_tiles([r], size, downsamples[r.slide])]
+
+    def _score(self, predict: Predict, tiles: list[Tile], size: int) -> dict[str, object]:
+        bins, names = self._config.evaluation.auc_bins, self._config.data.class_names
+        total = Sums.zero(len(names), bins)
+        mine = tiles[self._comm.rank :: self._comm.world_size]
+        for tile, labels, predicted, log_odds in self._predicted(predict, mine, size):
+            valid = labels != IGNORE_LABEL
+            valid[: tile.skip_y], valid[:, : tile.skip_x] = False, False
+            total += sums_of(labels, predicted, log_odds, valid, bins)
+        total = total.from_vector(self._comm.allreduce(total.to_vector()))
+        return metrics_of(total, names)
+
+    def _predicted(
+        self, predict: Predict, tiles: list[Tile], size: int
+    ) -> Iterator[tuple[Tile, np.ndarray, np.ndarray, np.ndarray]]:
+        batch_size, runtime = self._batch_sizes[size], self._config.runtime
+        groups = [tiles[i : i + batch_size] for i in range(0, len(tiles), batch_size)]
+        jobs = ([partial(self._read, t) for t in group] for group in groups)
+        batches = prefetched(jobs, runtime.read_threads, runtime.prefetch_batches)
+        for group, (images, labels) in zip(groups, batches, strict=True):
+            padding = np.zeros((batch_size - len(images), *images.shape[1:]), np.uint8)
+            classes, log_odds = predict(tf.constant(np.concatenate([images, padding])))
+            yield from zip(group, labels, classes.numpy()[: len(group)], log_odds.numpy()[: len(group)], strict=True)
+
+    def _read(self, tile: Tile) -> Patch:
+        return self._store.read_at(tile.slide, tile.x, tile.y, tile.size, tile.level)
+
+    def picture(self, predict: Predict, region: Tile, size: int) -> np.ndarray:
+        """One region's predicted classes, stitched from tiles of one size: [R, R] uint8. No collectives."""
+        stitched = np.zeros((region.size, region.size), np.uint8)
+        downsample = self._store.downsample(region.slide, region.level)
+        tiles = footprint_tiles([region], size, downsample)
+        for tile, _, predicted, _ in self._predicted(predict, tiles, size):
+            row, column = round((tile.y - region.y) / downsample), round((tile.x - region.x) / downsample)
+            target = stitched[row + tile.skip_y : row + size, column + tile.skip_x : column + size]
+            target[:] = predicted[tile.skip_y :, tile.skip_x :]
+        return stitched
+
+    def region_pixels(self, region: Tile) -> Patch:
+        """One region's image and labels."""
+        return self._read(region)
+
+    def figure_regions(self) -> list[Tile]:
+        """The regions whose classes are most mixed, from as many slides as possible: the ones worth looking at."""
+        rows = {(int(self._index.slide[r]), int(self._index.x[r]), int(self._index.y[r])): r
+                for r in self._index.select(self._config.patch_sizes[-1], "val")}  # fmt: skip
+
+        def evenness(tile: Tile) -> float:
+            share = self._index.label_fractions[rows[tile.slide, tile.x, tile.y]].astype(np.float64)
+            return float(-(share * np.log(np.maximum(share, 1e-9))).sum())
+
+        best = sorted(self.regions, key=lambda t: (-evenness(t), t.slide, t.y, t.x))
+        firsts = list({t.slide: t for t in reversed(best)}.values())[::-1]
+        return [*firsts, *(t for t in best if t not in firsts)][: self._config.evaluation.figure_regions]

@@ -1,0 +1,107 @@
+"""Backbones: an image classification network as two feature maps, with its weights, stride and norm as configured.
+
+The networks are those of segmentation-models and Keras' Xception. A backbone is built as published, its weights are
+read, and then it is rebuilt by `dilation.py`. Reading HDF5 weights copies arrays; nothing in the file is executed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+
+from trainer.config.schema import ModelConfig
+from trainer.errors import ModelError, nearest
+from trainer.models.dilation import Dilated, dilate
+from trainer.models.keras import keras
+from trainer.models.norms import AllReduce, norm_in_place_of
+
+with contextlib.redirect_stdout(io.StringIO()):  # it prints a greeting, on every rank
+    import segmentation_models
+
+_BACKBONES = segmentation_models.Backbones
+_XCEPTION_LOW_LEVEL = "block3_sepconv2_bn"  # the entry flow's last map at 1/4, as DeepLab takes it (arXiv 1802.02611)
+_IMAGENET = "imagenet"
+BACKBONE_NAMES = tuple(sorted([*_BACKBONES.models, "xception"]))
+
+
+def build_backbone(config: ModelConfig, *, all_reduce: AllReduce | None, read_weights: bool) -> keras.Model:
+    """The configured backbone: scaled image [B, H, W, 3] -> (low-level map at 1/4, deepest map at 1/output_stride).
+
+    Args:
+      all_reduce: for `norm: sync_batch`, see `SyncBatchNorm`.
+      read_weights: False leaves `config.weights` unread, for a network that a checkpoint will fill.
+    Raises:
+      ModelError: unknown name, or weights that are missing, unreadable, of another network or not to be downloaded.
+    """
+    network = _published(config.backbone, config.weights if read_weights else None)
+    dilated = dilate(
+        network, config.output_stride, lambda norm, name: norm_in_place_of(norm, config.norm, name, all_reduce)
+    )
+    low_level = _low_level_layer(config.backbone, network, dilated)
+    deepest = network.layers[-1].name
+    return keras.Model(dilated.image, [dilated.features[low_level], dilated.features[deepest]], name="backbone")
+
+
+def _low_level_layer(name: str, network: keras.Model, dilated: Dilated) -> str:
+    if name == "xception":
+        layer = _XCEPTION_LOW_LEVEL
+    else:
+        at_quarter = _BACKBONES.get_feature_layers(name, n=4)[2]  # of the maps at 1/16, 1/8, 1/4, 1/2
+        layer = network.layers[at_quarter].name if isinstance(at_quarter, int) else at_quarter
+    assert dilated.strides[layer] == 4, f"{name}: {layer} has stride {dilated.strides[layer]}"
+    return layer
+
+
+def _published(name: str, weights: str | None) -> keras.Model:
+    """The network as published, without its classifier, with weights from `weights` (or drawn at random)."""
+    if name not in BACKBONE_NAMES:
+        raise ModelError(
+            f"there is no backbone '{name}'",
+            where="model.backbone",
+            fix=f"{nearest(name, BACKBONE_NAMES)}\n  all: {', '.join(BACKBONE_NAMES)}",
+        )
+    if weights == _IMAGENET:
+        return _download(name)
+    network = _construct(name, None)
+    if weights is not None:
+        _read_weights(network, name, Path(weights))
+    return network
+
+
+def _construct(name: str, weights: str | None) -> keras.Model:
+    kwargs = {"input_shape": (None, None, 3), "weights": weights, "include_top": False}
+    if name == "xception":
+        return keras.applications.Xception(**kwargs)
+    modules = {m: getattr(keras, m) for m in ("backend", "layers", "models", "utils")}
+    return _BACKBONES.get_backbone(name, **kwargs, **modules)
+
+
+def _download(name: str) -> keras.Model:
+    try:
+        return _construct(name, _IMAGENET)
+    except Exception as error:  # Keras' get_file raises a bare Exception; its message holds the URL
+        raise ModelError(
+            f"the ImageNet weights of {name} could not be had: {_first_line(error)}",
+            where="model.weights",
+            fix="download the 'notop' HDF5 file where a network exists and give it: model.weights=/path/to/file.h5, "
+            "or train from random weights: model.weights=null",
+        ) from error
+
+
+def _read_weights(network: keras.Model, name: str, path: Path) -> None:
+    """Fill a network from a Keras HDF5 file of the same network without its classifier."""
+    fix = f"give the 'notop' weights of {name} in Keras HDF5 (.h5), or choose the backbone that the file belongs to"
+    if not path.is_file():
+        raise ModelError("there is no such weights file", where=str(path), fix=fix)
+    if path.suffix not in (".h5", ".hdf5"):  # Keras takes any other name for a TensorFlow checkpoint
+        raise ModelError("backbone weights are HDF5 files named .h5 or .hdf5", where=str(path), fix=fix)
+    try:
+        network.load_weights(str(path))
+    except Exception as error:  # h5py and Keras raise OSError, ValueError, KeyError, ... for a file that does not fit
+        what = f"these weights do not fit backbone {name}: {_first_line(error)}"
+        raise ModelError(what, where=str(path), fix=fix) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,74 @@
+"""Collectives on Horovod: the only module that imports it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from trainer.errors import CommError
+from trainer.quiet import quiet_stderr
+
+try:
+    with quiet_stderr():
+        import horovod.tensorflow as hvd
+        import tensorflow as tf
+except ImportError as error:
+    raise CommError(
+        f"Horovod cannot be loaded: {error}",
+        where="runtime.backend=horovod",
+        fix="run `make setup` (or tools/build_horovod.sh), or use runtime.backend=mpi",
+    ) from None
+
+T = TypeVar("T")
+
+
+class HorovodComm:
+    def __init__(self) -> None:
+        hvd.init()
+        self.rank, self.world_size = hvd.rank(), hvd.size()
+        self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
+
+    def allreduce(self, values: np.ndarray) -> np.ndarray:
+        return hvd.allreduce(tf.constant(values), op=hvd.Sum).numpy()
+
+    def broadcast(self, value: T) -> T:
+        return hvd.broadcast_object(value, root_rank=0)
+
+    def gather(self, value: T) -> list[T]:
+        return hvd.allgather_object(value)
+
+    def barrier(self) -> None:
+        self.allreduce(np.zeros(1))  # Horovod 0.28's TensorFlow module exports no barrier
+
+    def allreduce_gradients(self, gradients: Sequence[Any], compression: str) -> list[Any]:
+        if compression == "bf16":
+            return self._bf16_mean(gradients)
+        codec = hvd.Compression.fp16 if compression == "fp16" else hvd.Compression.none
+        return [
+            hvd.allreduce(g, op=hvd.Average, compression=codec, name=f"gradient_{i}") for i, g in enumerate(gradients)
+        ]
+
+    def _bf16_mean(self, gradients: Sequence[Any]) -> list[Any]:
+        """Horovod 0.28 knows no bfloat16, so its bits travel as uint16 in one flat buffer: an all-to-all brings every
+        rank its slice of all, summed in float32, and an all-gather spreads the means. The bytes on the wire are those
+        of a ring all-reduce."""
+        sizes = [g.shape.num_elements() for g in gradients]
+        share = -(-sum(sizes) // self.world_size)
+        flat = tf.concat([tf.reshape(tf.cast(g, tf.bfloat16), [-1]) for g in gradients], axis=0)
+        flat = tf.pad(flat, [[0, share * self.world_size - sum(sizes)]])
+        slices, _ = hvd.alltoall(
+            tf.bitcast(flat, tf.uint16), splits=tf.fill([self.world_size], share), name="gradient_slices"
+        )
+        slices = tf.cast(tf.bitcast(tf.reshape(slices, [self.world_size, share]), tf.bfloat16), tf.float32)
+        mean = tf.cast(tf.reduce_sum(slices, axis=0) / self.world_size, tf.bfloat16)
+        whole = tf.bitcast(hvd.allgather(tf.bitcast(mean, tf.uint16), name="gradient_means"), tf.bfloat16)
+        parts = tf.split(whole[: sum(sizes)], sizes)
+        return [tf.reshape(tf.cast(p, g.dtype), g.shape) for p, g in zip(parts, gradients, strict=True)]
+
+    def allreduce_tensor(self, tensor: Any) -> Any:
+        return hvd.allreduce(tensor, op=hvd.Sum)
+
+    def broadcast_variables(self, variables: Sequence[Any]) -> None:
+        hvd.broadcast_variables(variables, root_rank=0)

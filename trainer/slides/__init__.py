@@ -1,0 +1,1 @@
+"""Pixels and masks of one slide; nothing about patches or learning."""

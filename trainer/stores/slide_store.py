@@ -1,0 +1,61 @@
+"""Patches read directly from the slides: nothing is extracted beforehand, nothing is stored twice."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trainer.config.schema import DataConfig
+from trainer.patches.index import PatchIndex
+from trainer.slides.cache import SlideCache
+from trainer.slides.labels import Labels, open_labels
+from trainer.slides.slide import Slide, open_slide
+
+_OPEN_SLIDES = 64
+"""Slides kept open per rank. A pyramid costs a few MB besides the shared tile cache, a plain image all its pixels."""
+
+
+class SlideStore:
+    """The default PatchStore. Safe to read from many threads; slides open when their first patch is read.
+
+    Errors (SlideError, AnnotationError) name the slide or annotation file; a patch is never replaced.
+    """
+
+    def __init__(self, index: PatchIndex, config: DataConfig) -> None:
+        self._index, self._config = index, config
+        self._open: SlideCache[int, tuple[Slide, Labels]] = SlideCache(self._open_one, _OPEN_SLIDES)
+
+    def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Patches of one size.
+
+        Args:
+          rows: [N] row numbers of the index, N at least 1, all of the same patch size.
+        Returns:
+          images [N, P, P, 3] uint8 RGB, labels [N, P, P] uint8 (class numbers or IGNORE_LABEL).
+        """
+        index = self._index
+        columns = (index.slide, index.x, index.y, index.size, index.level)
+        patches = [self.read_at(*(int(column[row]) for column in columns)) for row in rows]
+        images, labels = zip(*patches, strict=True)
+        return np.stack(images), np.stack(labels)
+
+    def read_at(self, slide: int, x: int, y: int, size: int, level: int) -> tuple[np.ndarray, np.ndarray]:
+        """Any square of a slide, patch or not.
+
+        Args:
+          slide: position in `index.slides`.
+          x, y: top-left corner, level-0 pixels.
+          size: side in pixels of `level`.
+        Returns:
+          image [size, size, 3] uint8, labels [size, size] uint8.
+        """
+        pixels, labels = self._open.get(slide)
+        return pixels.read(x, y, size, level), labels.read(x, y, size, level)
+
+    def downsample(self, slide: int, level: int) -> float:
+        """Level-0 pixels per pixel of a slide's level."""
+        return self._open.get(slide)[0].downsample(level)
+
+    def _open_one(self, number: int) -> tuple[Slide, Labels]:
+        record = self._index.slides[number]
+        slide = open_slide(record.slide)
+        return slide, open_labels(record, slide, self._config)

@@ -1,0 +1,111 @@
+"""The run directory: one run writes it, rank 0 only, atomically."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import RunError
+
+_OURS = ("config.yaml", "index.parquet", "metrics.jsonl", "report.json", "report.md", "run.log")
+_OUR_FOLDERS = ("checkpoints", "tensorboard", "figures")
+
+
+def claim_run(path: Path, *, resume: bool, overwrite: bool) -> int:
+    """Take the run directory for this process and return the held lock.
+
+    The lock is the kernel's (flock), so it is gone when its holder dies, however it dies.
+
+    Raises:
+      RunError: another run holds the directory; it holds a run already and neither flag was given; or resume was
+        asked for and there is no run to resume.
+    """
+    if resume and not (path / "config.yaml").exists():
+        raise RunError("there is no run here to resume", where=str(path))
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise RunError(f"cannot be written: {error}", where=str(path), fix="output=SOME/OTHER/DIR") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(lock, 200).decode(errors="replace").strip() or "another process"
+        os.close(lock)
+        raise RunError(
+            f"is being written by {holder}", where=str(path), fix="wait for it, or use output=SOME/OTHER/DIR"
+        ) from None
+    if (path / "config.yaml").exists() and not resume:
+        if not overwrite:
+            os.close(lock)
+            raise RunError("holds a run already", where=str(path), fix="--resume, --overwrite, or output=OTHER/DIR")
+        clear_run(path)
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"process {os.getpid()} on {platform.node()}, since {time.ctime()}\n".encode(), 0)
+    return lock
+
+
+def clear_run(path: Path) -> None:
+    """Remove what a run leaves; anything else in the folder stays."""
+    for name in _OURS:
+        (path / name).unlink(missing_ok=True)
+    for name in _OUR_FOLDERS:
+        shutil.rmtree(path / name, ignore_errors=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.rename(path)
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object per event, flushed line by line."""
+
+    def __init__(self, path: Path, keep_before_step: int) -> None:
+        """Drop events at or after `keep_before_step` (a resumed run will write them again), then append."""
+        kept = [e for e in read_events(path) if e.get("step", 0) <= keep_before_step]
+        if path.exists():
+            write_atomically(path, "".join(json.dumps(e) + "\n" for e in kept))
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, event: str, **fields: Any) -> None:
+        self._file.write(json.dumps({"event": event, **fields}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a metrics file; a last line cut short by a crash is left out."""
+    events = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                events.append(json.loads(line))
+    return events
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step-{step:08d}.safetensors"
+
+
+def checkpoints(run: Path) -> Iterator[Path]:
+    """The run's checkpoints, oldest first."""
+    yield from sorted((run / "checkpoints").glob("step-*.safetensors"))
+
+
+def latest_checkpoint(run: Path) -> Path:
+    found = list(checkpoints(run))
+    if not found:
+        raise RunError("has no checkpoint", where=str(run), fix="train first, or give the directory of a run")
+    return found[-1]
