@@ -23,6 +23,11 @@ def widefield(*arguments: str | Path, timeout_s: int = 240, **environ: str) -> s
     return _run([sys.executable, "-m", "trainer", *map(str, arguments)], timeout_s, environ)
 
 
+def run_python(*arguments: str | Path, timeout_s: int = 240) -> subprocess.CompletedProcess:
+    """`python ...` in the project's root."""
+    return _run([sys.executable, *map(str, arguments)], timeout_s, {})
+
+
 def _run(command: list[str], timeout_s: int, environ: dict[str, str]) -> subprocess.CompletedProcess:
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "TF_CPP_MIN_LOG_LEVEL": "3", **environ}
     return subprocess.run(command, env=env, cwd=ROOT, timeout=timeout_s, capture_output=True, text=True, check=False)

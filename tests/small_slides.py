@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from trainer.config import Config
 from trainer.config.schema import DataConfig
 
 PINK, GLASS = (220, 120, 170), (244, 244, 244)
-Points = list[tuple[float, float]]
+Points = Sequence[tuple[float, float]]
 
 
 def rgb(width: int, height: int, seed: int = 0) -> np.ndarray:

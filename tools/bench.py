@@ -91,9 +91,9 @@ def render(result: dict[str, Any]) -> str:
     for r in result["step_ratios"]:
         low, high = r["ratio_spread"]
         lines.append(
-            f"| speed of our step (Horovod, 1 rank, fp16) / plain TensorFlow loop, {r['backbone']}, {r['patch_size']} px, "
-            f"batch {r['batch']}, {r['threads']} threads | {r['ratio']:.3f} (quartiles {low:.3f}-{high:.3f}, "
-            f"{r['rounds']} rounds) | 0.97 |"
+            f"| speed of our step (Horovod, 1 rank, fp16) / plain TensorFlow loop, {r['backbone']}, "
+            f"{r['patch_size']} px, batch {r['batch']}, {r['threads']} threads | {r['ratio']:.3f} "
+            f"(quartiles {low:.3f}-{high:.3f}, {r['rounds']} rounds) | 0.97 |"
         )
     for patch, s in result["data_wait"].items():
         lines.append(

@@ -1,7 +1,7 @@
 """Write the manifest of a folder of images and masks: `DIR/images/NAME.png` with `DIR/masks/NAME.png`.
 
-  python tools/glomeruli_manifest.py ../shared/fixtures/seg data/glomeruli.csv
-  mpirun -np 2 python -m trainer train configs/glomeruli.yaml data.path=data/glomeruli.csv
+python tools/glomeruli_manifest.py ../shared/fixtures/seg data/glomeruli.csv
+mpirun -np 2 python -m trainer train configs/glomeruli.yaml data.path=data/glomeruli.csv
 """
 
 from __future__ import annotations

@@ -35,7 +35,9 @@ for images, labels in stage_batches(session, stage, 0):
     assert len(set(comm.gather(digest(session.model, session.optimizer)))) == 1, "equal after every step"
     rows.append(images.tobytes())
 assert digest(session.model) != before, "the network must have learned something"
-assert len(set(sum(comm.gather(rows), []))) == stage.num_steps * comm.world_size, "no two ranks saw the same batch"
+assert len({r for part in comm.gather(rows) for r in part}) == stage.num_steps * comm.world_size, (
+    "no two ranks saw the same batch"
+)
 applied = int(session.optimizer.iterations.numpy())
 assert applied == stage.num_steps, "the gradients are applied once per step"
 

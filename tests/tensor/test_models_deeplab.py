@@ -7,7 +7,7 @@ from trainer.config.schema import LossConfig, ModelConfig
 from trainer.models import build_model, segmentation_loss
 from trainer.models.keras import keras, tf
 
-SMALL = {"backbone": "mobilenetv2", "aspp_channels": 32, "decoder_channels": 32}
+SMALL = {"backbone": "resnet18", "aspp_channels": 32, "decoder_channels": 32}
 
 
 def _build(num_classes=3, **config):
@@ -49,9 +49,9 @@ def test_patches_of_a_batch_do_not_see_each_other_under_group_norm(group_model):
 
 def test_an_equal_seed_gives_equal_weights():
     keras.utils.set_random_seed(7)
-    first = _build().get_weights()
+    first = _build(norm="batch").get_weights()
     keras.utils.set_random_seed(7)
-    for a, b in zip(first, _build().get_weights(), strict=True):
+    for a, b in zip(first, _build(norm="batch").get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -66,14 +66,14 @@ def test_every_norm_policy_trains_every_weight_at_batch_one(norm):
     assert all(np.isfinite(tf.convert_to_tensor(g)).all() for g in gradients)
 
 
-@pytest.mark.parametrize("norm", ["group", "batch"])
-def test_a_few_steps_at_batch_one_learn_one_patch(norm):
+def test_a_few_steps_at_batch_one_learn_one_patch():
     images = _patches(size=64)
     images[:, :, 32:] //= 4  # the right half is darker and another class
     labels = np.zeros((1, 64, 64), np.uint8)
     labels[:, :, 32:] = 1
-    model = _build(num_classes=2, norm=norm, backbone="resnet18", dropout=0.0)
+    model = _build(num_classes=2, dropout=0.0)
     optimizer = keras.optimizers.Adam(1e-3)
+    optimizer.build(model.trainable_variables)  # else the first step is traced twice
 
     @tf.function
     def step():
@@ -83,8 +83,8 @@ def test_a_few_steps_at_batch_one_learn_one_patch(norm):
         optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
         return loss
 
-    losses = [float(step()) for _ in range(20)]
-    assert losses[-1] < 0.4 * losses[0]
+    losses = [float(step()) for _ in range(12)]
+    assert losses[-1] < 0.6 * losses[0]
 
 
 # --- The trap of FACTS.md: a norm after global pooling at batch 1 -----------------------------------------------------
@@ -99,7 +99,7 @@ def test_the_image_level_branch_depends_on_the_patch_at_batch_one():
     model = _build(norm="batch")
     deepest = model.get_layer("aspp_image_mean").input
     image_level = keras.Model(deepest, model.get_layer("aspp_image").output)
-    features = tf.constant(np.random.default_rng(0).uniform(0, 3, (2, 4, 4, 1280)), tf.float32)
+    features = tf.constant(np.random.default_rng(0).uniform(0, 3, (2, 4, 4, 512)), tf.float32)
     assert _spread_over_patches(lambda x: image_level(x, training=True), features) > 0.01
 
 
@@ -109,18 +109,17 @@ def test_batch_norm_in_the_image_level_branch_would_not():
     def with_batch_norm(x):
         return norm(convolution(tf.reduce_mean(x, [1, 2], keepdims=True)), training=True)
 
-    features = tf.constant(np.random.default_rng(0).uniform(0, 3, (2, 4, 4, 1280)), tf.float32)
+    features = tf.constant(np.random.default_rng(0).uniform(0, 3, (2, 4, 4, 512)), tf.float32)
     assert _spread_over_patches(with_batch_norm, features) < 1e-6
 
 
 # --- Precision --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-@pytest.mark.parametrize("norm", ["group", "sync_batch"])
+@pytest.mark.parametrize(("policy", "norm"), [("mixed_bfloat16", "group"), ("mixed_float16", "sync_batch")])
 def test_mixed_precision_keeps_weights_and_logits_float32(policy, norm):
     keras.mixed_precision.set_global_policy(policy)
-    model = _build(norm=norm, dropout=0.0)
+    model = _build(backbone="mobilenetv2", norm=norm, dropout=0.0)
     with tf.GradientTape() as tape:
         logits = model(_patches(batch=2), training=True)
         loss, _ = segmentation_loss(logits, _labels(2, 64), LossConfig())

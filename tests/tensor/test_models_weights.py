@@ -12,7 +12,9 @@ from trainer.models.keras import keras, tf
 from trainer.models.norms import FrozenBatchNorm, GroupNorm
 from trainer.models.pixels import PixelScaling, pixel_mode
 
-SQUEEZENET = Path(__file__).parents[3] / "shared/fixtures/weights/squeezenet_weights_tf_dim_ordering_tf_kernels_notop.h5"
+SQUEEZENET = (
+    Path(__file__).parents[3] / "shared/fixtures/weights/squeezenet_weights_tf_dim_ordering_tf_kernels_notop.h5"
+)
 
 
 def _build(read_weights=True, **config):
@@ -64,7 +66,9 @@ def test_weights_with_other_shapes_are_refused(tmp_path):
         _build(backbone="vgg19", weights=str(tmp_path / "w.h5"))
 
 
-@pytest.mark.parametrize(("name", "says"), [("gone.h5", "no such"), ("text.h5", "do not fit"), ("text.pkl", "named .h5")])
+@pytest.mark.parametrize(
+    ("name", "says"), [("gone.h5", "no such"), ("text.h5", "do not fit"), ("text.pkl", "named .h5")]
+)
 def test_a_file_that_is_no_weights_file_is_named(tmp_path, name, says):
     for written in ("text.h5", "text.pkl"):
         (tmp_path / written).write_text("not HDF5")

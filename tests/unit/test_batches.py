@@ -22,7 +22,10 @@ def order_of(n: int, positives: int = 0, sampling: SamplingConfig | None = None,
 
 @settings(max_examples=60, deadline=None)
 @given(
-    n=st.integers(1, 300), world_size=st.sampled_from([1, 2, 3, 7, 64]), batch=st.integers(1, 9), seed=st.integers(0, 99)
+    n=st.integers(1, 300),
+    world_size=st.sampled_from([1, 2, 3, 7, 64]),
+    batch=st.integers(1, 9),
+    seed=st.integers(0, 99),
 )
 def test_every_patch_lands_in_exactly_one_shard_once_per_epoch(n: int, world_size: int, batch: int, seed: int) -> None:
     steps = -(-2 * n // (batch * world_size))

@@ -4,6 +4,7 @@ import pickle
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ def on_ranks(world_size: int, job: Callable[[int, Callable[[Any], list[Any]]], A
         return list(pool.map(rank, range(world_size)))
 
 
+def build_on(config: Config, world_size: int, rank: int, gather: Callable[[Any], list[Any]]) -> PatchIndex:
+    return build_index(config, rank, world_size, gather)
+
+
 def build(config: Config) -> PatchIndex:
     return build_index(config, 0, 1, lambda value: [value])
 
@@ -60,7 +65,7 @@ def test_index_is_the_same_to_the_byte_on_any_number_of_ranks(cohort: Path) -> N
     config = run_config(cohort)
     files = []
     for world_size in (1, 2, 3, 7):
-        indices = on_ranks(world_size, lambda r, gather, n=world_size: build_index(config, r, n, gather))
+        indices = on_ranks(world_size, partial(build_on, config, world_size))
         for rank, index in enumerate(indices):
             write_index(index, cohort / f"{world_size}-{rank}")
             files.append((cohort / f"{world_size}-{rank}").read_bytes())
@@ -119,7 +124,7 @@ def test_every_rank_raises_the_same_error_for_slides_that_do_not_open(cohort: Pa
     for n in (1, 3):
         (cohort / f"{n}.png").write_bytes(b"no image")
     config = run_config(cohort)
-    errors = on_ranks(3, lambda r, gather: build_index(config, r, 3, gather))
+    errors = on_ranks(3, partial(build_on, config, 3))
     assert len({str(e) for e in errors}) == 1 and isinstance(errors[0], SlideError)
     assert "2 of 5 slides cannot be read" in str(errors[0]) and "1.png" in str(errors[0]) and "3.png" in str(errors[0])
 
@@ -141,7 +146,7 @@ def test_annotation_faults_are_collected_and_never_passed_over(cohort: Path) -> 
     with pytest.raises(AnnotationError, match=r"0\.xml, annotation 'Annotation 0'"):
         build(config)
     asap(cohort / "3.xml", ("_7", square(0, 0, 9)))
-    errors = on_ranks(2, lambda r, gather: build_index(config, r, 2, gather))
+    errors = on_ranks(2, partial(build_on, config, 2))
     assert len({str(e) for e in errors}) == 1
     assert "2 slides cannot be used" in str(errors[0]) and "0.xml" in str(errors[0]) and "'_7'" in str(errors[0])
 

@@ -24,7 +24,8 @@ def finished_run(path: Path) -> Path:
 def test_a_run_directory_that_another_process_holds_is_refused_naming_the_holder(tmp_path: Path) -> None:
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom trainer.train.run_dir import claim_run\n"
-        "lock = claim_run(Path(sys.argv[1]), resume=False, overwrite=False)\nprint('held', flush=True)\ntime.sleep(60)\n"
+        "lock = claim_run(Path(sys.argv[1]), resume=False, overwrite=False)\n"
+        "print('held', flush=True)\ntime.sleep(60)\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
     try:

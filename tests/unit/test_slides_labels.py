@@ -74,7 +74,11 @@ def check_mask(labels: Labels, truth: np.ndarray) -> None:
         np.testing.assert_array_equal(labels.read(int(x), int(y), 40), truth[y : y + 40, x : x + 40])
     np.testing.assert_array_equal(labels.read(12, 20, 20, 1), truth[21:60:2, 13:52:2])
     np.testing.assert_allclose(labels.fractions(POINTS, 45), shares(truth, 45), atol=1e-6)
-    assert (labels.read(195, 0, 10)[:, 5:] == IGNORE_LABEL).all()
+    padded = np.pad(truth, 60, constant_values=IGNORE_LABEL)
+    for x, y in [(195, 0), (-3, -3), (-4, 120), (190, -5)]:  # over the border
+        for level, step in ((0, 1), (1, 2)):
+            expected = padded[60 + y + step // 2 :: step, 60 + x + step // 2 :: step][:13, :13]
+            np.testing.assert_array_equal(labels.read(x, y, 13, level), expected)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])

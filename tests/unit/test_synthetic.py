@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openslide
@@ -25,9 +26,9 @@ from trainer.slides.synthetic import (
 )
 from trainer.slides.synthetic.bound import MARKER_REACH_PX
 from trainer.slides.synthetic.files import write_slide
-from trainer.slides.synthetic.layout import GAP_PX, MARKER_RADIUS_PX, TUMOUR_SHARE, Compartment, SlideLayout
+from trainer.slides.synthetic.layout import GAP_PX, MARKER_RADIUS_PX, Compartment, SlideLayout
 
-NUMBERS = {"num_train": 4, "num_test": 2, "size": 2048, "seed": 11}
+NUMBERS: dict[str, Any] = {"num_train": 4, "num_test": 2, "size": 2048, "seed": 11}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,12 +217,15 @@ def windows_beside_the_marker(slide: Slide, window_px: int, offset_px: float) ->
 
 
 def features(image: np.ndarray) -> np.ndarray:
-    """Colour and texture: quantiles and moments of the channels, and of their differences at two distances."""
+    """Colour and texture: moments and quantiles of the channels, of their differences and of means over 8 x 8 px."""
     pixels = image.astype(np.float32)
-    parts = [np.quantile(pixels.reshape(-1, 3), (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99), axis=0).ravel()]
-    for field in (pixels, *(np.abs(np.diff(pixels[::step, ::step], axis=axis)) for step in (1, 4) for axis in (0, 1))):
+    blocks = pixels.reshape(8, 8, 8, 8, 3).mean(axis=(1, 3))
+    parts = [
+        np.quantile(f.reshape(-1, 3), (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1), axis=0) for f in (image[::3, ::3], blocks)
+    ]
+    for field in (pixels, np.diff(pixels, axis=0), np.diff(pixels, axis=1), np.diff(blocks, axis=0)):
         parts += [field.mean(axis=(0, 1)), field.std(axis=(0, 1))]
-    return np.concatenate(parts)
+    return np.concatenate([part.ravel() for part in parts])
 
 
 def learned_accuracy(train: list[Slide], test: list[Slide], offset_px: float) -> float:
@@ -318,7 +322,7 @@ def test_64_px_tiles_do_not_beat_their_bound_and_256_px_tiles_can(tumour_slides:
         label, seen = seen_pixels(slide.layout, 256, MARKER_RADIUS_PX)
         oracle_right += ((label == 1) | (label == 2) & seen).sum()
         oracle_total += (label > 0).sum()
-    assert 1 - TUMOUR_SHARE < right / total < context_bound(64) + 0.03
+    assert 0.6 < right / total < context_bound(64) + 0.03
     assert context_bound(64) + 0.1 < oracle_right / oracle_total < context_bound(256) + 0.02
 
 

@@ -45,9 +45,11 @@ def run(args: argparse.Namespace) -> None:
     on_root(comm, write)
 
 
-def summary(index) -> str:  # noqa: ANN001 - a PatchIndex; its module is imported only when this command runs
+def summary(index) -> str:
     """Patches per size and split, with the mean share of each class."""
-    lines = [f"{'size':>6} {'split':>6} {'slides':>7} {'patches':>8}  " + "  ".join(f"{c:>10}" for c in index.class_names)]
+    lines = [
+        f"{'size':>6} {'split':>6} {'slides':>7} {'patches':>8}  " + "  ".join(f"{c:>10}" for c in index.class_names)
+    ]
     for size in index.patch_sizes:
         for split in ("train", "val", "test"):
             rows = index.select(size, split)

@@ -52,9 +52,9 @@ class DataConfig(Section):
     def _names_and_values_are_unique(self) -> DataConfig:
         names = [c.name for c in self.classes]
         groups = [g for c in self.classes for g in c.groups] + [*self.exclusion_groups, *self.ignore_groups]
-        values = [v for c in self.classes for v in c.mask_values] + [*self.ignore_mask_values]
+        values = [str(v) for c in self.classes for v in c.mask_values] + [str(v) for v in self.ignore_mask_values]
         for what, items in (("class name", names), ("annotation group", groups), ("mask value", values)):
-            twice = sorted({str(i) for i in items if items.count(i) > 1})
+            twice = sorted({i for i in items if items.count(i) > 1})
             if twice:
                 raise ValueError(f"{what} {', '.join(twice)} is given twice")
         return self

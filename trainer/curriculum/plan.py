@@ -52,7 +52,8 @@ def make_plan(stages: tuple[StageConfig, ...], patches_per_epoch: Mapping[int, i
     planned: list[Stage] = []
     for number, stage in enumerate(stages):
         global_batch = stage.local_batch_size * world_size
-        steps = stage.steps or math.ceil(stage.epochs * patches_per_epoch[stage.patch_size] / global_batch)
+        patches = (stage.epochs or 0) * patches_per_epoch[stage.patch_size]
+        steps = stage.steps or math.ceil(patches / global_batch)
         planned.append(
             Stage(
                 number=number,

@@ -54,7 +54,9 @@ def draw_scores(path: Path, stages: Sequence[dict[str, Any]], final_network: dic
     figure, axis = plt.subplots(figsize=(6.4, 4))
     sizes = [s["patch_size"] for s in stages]
     axis.plot(sizes, [s["common_miou"] for s in stages], "o-", label="after each stage, same pixels (common footprint)")
-    axis.plot(sizes, [s["val_miou"] for s in stages], "s:", alpha=0.6, label="after each stage, each size's own patches")
+    axis.plot(
+        sizes, [s["val_miou"] for s in stages], "s:", alpha=0.6, label="after each stage, each size's own patches"
+    )
     if final_network:
         final = sorted((int(size), s["miou"]) for size, s in final_network.items())
         axis.plot(*zip(*final, strict=True), "^--", alpha=0.8, label="final network, same pixels, smaller patches")

@@ -96,8 +96,8 @@ def render(report: dict[str, Any], has_regions: bool) -> str:
     parts = [
         f"# {report['name']}",
         "" if finished else f"**Unfinished: {len(stages)} of {report['stages_planned']} stages.**\n",
-        f"{model['architecture']} on {model['backbone']} (output stride {model['output_stride']}, {model['norm']} norm, "
-        f"{report['parameters'] / 1e6:.1f} M parameters); classes: {', '.join(report['classes'])}. "
+        f"{model['architecture']} on {model['backbone']} (output stride {model['output_stride']}, {model['norm']} "
+        f"norm, {report['parameters'] / 1e6:.1f} M parameters); classes: {', '.join(report['classes'])}. "
         f"{report['world_size']} rank(s), {report['precision']}, gradients compressed: {report['compression']}, "
         f"seed {report['seed']}.",
         "",

@@ -70,13 +70,13 @@ class SingleComm:
 
 def on_root(comm: Comm, work: Callable[[], T]) -> T:
     """Do `work` on rank 0 and give its result, or raise its exception, on every rank: nobody waits for ever."""
-    outcome: tuple[T | None, BaseException | None] = (None, None)
+    outcome: tuple[Any, Exception | None] = (None, None)
     if comm.rank == 0:
         try:
             outcome = (work(), None)
         except Exception as error:
             outcome = (None, error)
-    value, error = comm.broadcast(outcome)
-    if error is not None:
-        raise error
-    return value  # type: ignore[return-value]
+    value, failure = comm.broadcast(outcome)
+    if failure is not None:
+        raise failure
+    return value

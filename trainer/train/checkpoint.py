@@ -37,9 +37,7 @@ def _optimizer_variables(optimizer: keras.optimizers.Optimizer) -> Sequence[tf.V
     return variables() if callable(variables) else variables
 
 
-def save_checkpoint(
-    path: Path, model: keras.Model, optimizer: keras.optimizers.Optimizer, progress: Progress
-) -> None:
+def save_checkpoint(path: Path, model: keras.Model, optimizer: keras.optimizers.Optimizer, progress: Progress) -> None:
     """Save the state of a run. Written to a temporary name, then renamed: a checkpoint
     that can be seen is whole."""
     arrays = {name: np.ascontiguousarray(v.numpy()) for name, v in named_variables(model, optimizer).items()}
@@ -49,9 +47,7 @@ def save_checkpoint(
     temporary.rename(path)
 
 
-def load_checkpoint(
-    path: Path, model: keras.Model, optimizer: keras.optimizers.Optimizer | None = None
-) -> Progress:
+def load_checkpoint(path: Path, model: keras.Model, optimizer: keras.optimizers.Optimizer | None = None) -> Progress:
     """Restore variables in place, without an optimiser only the network's; returns how far the run was.
 
     Raises:

@@ -47,9 +47,7 @@ def evaluate_run(
     return rows
 
 
-def _choose(
-    session: Session, run: Path, checkpoint: Path | None, patch_size: int | None
-) -> list[tuple[Path, int]]:
+def _choose(session: Session, run: Path, checkpoint: Path | None, patch_size: int | None) -> list[tuple[Path, int]]:
     """(checkpoint, patch size) pairs: the end of every stage that is there, or the one that was asked for."""
     sizes = session.config.patch_sizes
     if patch_size is not None and patch_size not in sizes:

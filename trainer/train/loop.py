@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,14 @@ from trainer.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from trainer.train.clock import StageClock, peak_memory_bytes, reset_peak_memory
 from trainer.train.console import Console, eta
 from trainer.train.record import Recorder
-from trainer.train.run_dir import checkpoint_path, checkpoints, claim_run, latest_checkpoint, read_events, write_atomically
+from trainer.train.run_dir import (
+    checkpoint_path,
+    checkpoints,
+    claim_run,
+    latest_checkpoint,
+    read_events,
+    write_atomically,
+)
 from trainer.train.schedule import learning_rate
 from trainer.train.session import Session, check_replicas, open_session, resolved_yaml
 from trainer.train.step import Step, allreduce_bytes, make_train_step
@@ -41,7 +49,7 @@ def train(config: Config, comm: Comm, threads: int, *, resume: bool = False, ove
             continue
         reset_peak_memory()
         clock = train_stage(session, stage, max(done, stage.first_step), step_function, recorder)
-        on_root(comm, lambda stage=stage: save(session, stage.end_step))
+        on_root(comm, partial(save, session, stage.end_step))
         check_replicas(comm, session.model, session.optimizer, f"after stage {stage.number}")
         recorder.stage(stage, score_stage(session, stage, clock))
         on_root(comm, lambda: write_report(run, recorder.report(), read_events(run / "metrics.jsonl")))
@@ -85,7 +93,7 @@ def train_stage(session: Session, stage: Stage, first_step: int, step_function: 
             losses = []
         every = config.training.checkpoint_every_steps
         if every and (step + 1) % every == 0 and step + 1 < stage.end_step:
-            on_root(comm, lambda step=step: save(session, step + 1))
+            on_root(comm, partial(save, session, step + 1))
     console.stop_bar()
     return clock
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.batches.order import EpochOrder
 from trainer.config import Config, check_rules, dump_config
 from trainer.config.schema import StageConfig
 from trainer.curriculum import Plan, make_plan
-from trainer.batches.order import EpochOrder
 from trainer.errors import CommError
 from trainer.evaluate.score import Evaluator, Predict, make_predict
 from trainer.models import build_model
