@@ -45,5 +45,3 @@ def test_an_unopenable_slide_in_a_manifest_is_named_before_training_starts(fixtu
     assert done.returncode == 2
     assert "unopenable.tiff" in done.stderr and "fix:" in done.stderr
     assert "Traceback" not in done.stderr
-
-

@@ -18,7 +18,7 @@ from trainer.errors import AnnotationError, DataError, SlideError
 from trainer.patches.build import build_index
 from trainer.patches.index import PatchIndex, fingerprint, write_index
 from trainer.slides.slide import open_slide
-from trainer.stores import STORES, PatchStore
+from trainer.stores import PatchStore
 from trainer.stores.slide_store import SlideStore
 
 
@@ -177,7 +177,7 @@ def test_unused_slides_are_not_even_opened_and_progress_is_told(tmp_path: Path) 
 def test_store_reads_the_pixels_and_labels_of_its_rows_from_many_threads(cohort: Path) -> None:
     config = run_config(cohort)
     index = build(config)
-    store: PatchStore = STORES["slide"](index, config.data)  # type: ignore[call-arg]
+    store: PatchStore = SlideStore(index, config.data)
     rows = index.select(32, "train")
 
     def check(row: int) -> None:

@@ -39,6 +39,8 @@ def run(args: argparse.Namespace) -> None:
     def write() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_index(index, path)
+        for line in index.unreadable:
+            print(f"warning: slide passed over: {line}")
         print(summary(index))
         print(f"index: {path}")
 

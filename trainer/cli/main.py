@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -11,6 +13,7 @@ from trainer import __version__
 from trainer.cli import config, evaluate, index, make_slides, train
 from trainer.errors import WidefieldError
 from trainer.runtime.start import stop_all_ranks
+from trainer.runtime.world import detect_world
 
 COMMANDS = (make_slides, index, train, evaluate, config)
 
@@ -53,9 +56,20 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     return args
 
 
+def _show_log() -> None:
+    """Remarks of the data code (slides left out, say) go to people once, on rank 0."""
+    world = detect_world(os.environ)
+    if world is None or world.rank == 0:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logging.getLogger("trainer").addHandler(handler)
+        logging.getLogger("trainer").setLevel(logging.INFO)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command. Exit status: 0 done, 1 a bug of ours (with traceback), 2 a mistake it can explain."""
     args = parse(make_parser(), argv)
+    _show_log()
     try:
         args.run(args)
     except WidefieldError as error:

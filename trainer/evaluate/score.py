@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -15,14 +15,9 @@ from trainer.evaluate.tiles import Tile, footprint_tiles, validation_tiles
 from trainer.models.keras import keras, tf
 from trainer.patches.index import PatchIndex
 from trainer.runtime.comm import Comm
+from trainer.stores import PatchStore
 
 Predict = Callable[[Any], tuple[Any, Any]]
-
-
-class TileStore(Protocol):
-    def read_at(self, slide: int, x: int, y: int, size: int, level: int) -> Patch: ...
-
-    def downsample(self, slide: int, level: int) -> float: ...
 
 
 def make_predict(model: keras.Model) -> Predict:
@@ -49,7 +44,7 @@ class Evaluator:
     """
 
     def __init__(
-        self, config: Config, index: PatchIndex, store: TileStore, comm: Comm, batch_sizes: dict[int, int]
+        self, config: Config, index: PatchIndex, store: PatchStore, comm: Comm, batch_sizes: dict[int, int]
     ) -> None:
         self._config, self._index, self._store, self._comm = config, index, store, comm
         self._batch_sizes = batch_sizes

@@ -1,10 +1,8 @@
-"""Patches as pixels: one interface, one file per store, one line in `STORES` to add one."""
+"""Patches as pixels: one interface, one file per store."""
 
 from typing import Protocol
 
 import numpy as np
-
-from trainer.stores.slide_store import SlideStore
 
 
 class PatchStore(Protocol):
@@ -13,7 +11,8 @@ class PatchStore(Protocol):
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """images [N, P, P, 3] uint8 and labels [N, P, P] uint8 of N index rows with one patch size."""
 
+    def read_at(self, slide: int, x: int, y: int, size: int, level: int) -> tuple[np.ndarray, np.ndarray]:
+        """One square of a slide, a patch of the index or not: image [size, size, 3] and labels [size, size] uint8."""
 
-STORES: dict[str, type[PatchStore]] = {
-    "slide": SlideStore,
-}
+    def downsample(self, slide: int, level: int) -> float:
+        """Level-0 pixels per pixel of a slide's level."""

@@ -20,6 +20,7 @@ from trainer.patches.build import build_index
 from trainer.patches.index import PatchIndex, fingerprint, read_index, write_index
 from trainer.quiet import quiet_stderr
 from trainer.runtime import Comm, on_root
+from trainer.stores import PatchStore
 from trainer.stores.slide_store import SlideStore
 from trainer.train.checkpoint import digest
 from trainer.train.console import Console
@@ -34,7 +35,7 @@ class Session:
     comm: Comm
     console: Console
     index: PatchIndex
-    store: SlideStore
+    store: PatchStore
     orders: dict[int, EpochOrder]
     """Stage number -> its order of training patches."""
     plan: Plan
@@ -69,6 +70,8 @@ def prepare_index(config: Config, comm: Comm, console: Console) -> PatchIndex:
     console.line(f"patch index: building {path}")
     index = build_index(config, comm.rank, comm.world_size, comm.gather, _progress(console))
     on_root(comm, lambda: _write(index, path))
+    for line in index.unreadable:
+        console.line(f"warning: slide passed over: {line}")
     return index
 
 
