@@ -40,7 +40,7 @@ $(VENV)/.ready: setup.cfg pyproject.toml tools/build_horovod.sh
 
 .PHONY: demo
 demo: setup ## the main job: generated slides, three patch sizes, 2 ranks, a report with pictures
-	test -e $(DATA)/training || $(BIN)/widefield make-slides $(DATA)
+	test -e $(DATA) || { rm -rf $(DATA).part; $(BIN)/widefield make-slides $(DATA).part && mv $(DATA).part $(DATA); }
 	$(BIN)/mpirun -np 2 $(BIN)/python -m trainer train configs/demo.yaml data.path=$(DATA) --overwrite
 	@echo; echo "Look at runs/demo/report.md"
 

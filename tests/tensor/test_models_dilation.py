@@ -34,13 +34,16 @@ def _deepest(network, output_stride):
 
 
 # resnet: explicit padding. mobilenetv2: one-sided padding and depthwise. densenet: mean pooling. vgg: max pooling.
-@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2", "densenet121", "vgg16"])
-def test_a_dilated_backbone_equals_the_original_on_the_original_grid(name):
+@pytest.mark.parametrize(
+    ("name", "output_strides"),
+    [("resnet18", (16, 8)), ("mobilenetv2", (16, 8)), ("densenet121", (8,)), ("vgg16", (16, 8))],
+)
+def test_a_dilated_backbone_equals_the_original_on_the_original_grid(name, output_strides):
     network = _construct(name, None)
     _draw_statistics(network)
     original = network(_image()).numpy()
     assert original.shape[1:3] == (4, 4) and original.std() > 1e-3
-    for output_stride in (16, 8):
+    for output_stride in output_strides:
         fine = _deepest(network, output_stride)(_image()).numpy()
         step = 32 // output_stride
         assert fine.shape[1:3] == (128 // output_stride,) * 2

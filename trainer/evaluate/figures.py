@@ -35,12 +35,12 @@ def draw_curves(path: Path, steps: Sequence[dict[str, Any]], stages: Sequence[di
     x = [s["step"] for s in steps]
     top.plot(x, [s["loss"] for s in steps], color="#2c3e70", linewidth=1.4)
     bottom.plot(x, [s["learning_rate"] for s in steps], color="#a04000", linewidth=1.4)
-    start, ceiling = 0, top.get_ylim()[1]
+    start, above = 0, top.get_xaxis_transform()  # x in steps, y as a share of the axis
     for number, stage in enumerate(stages):
         end = start + stage["steps"]
         for axis in (top, bottom):
             axis.axvspan(start, end, color="#2c3e70", alpha=0.04 if number % 2 else 0.10, linewidth=0)
-        top.text((start + end) / 2, ceiling, f"{stage['patch_size']} px", ha="center", va="top", fontsize=9)
+        top.text((start + end) / 2, 1.02, f"{stage['patch_size']} px", ha="center", fontsize=9, transform=above)
         start = end
     top.set_ylabel("training loss")
     bottom.set_ylabel("learning rate")

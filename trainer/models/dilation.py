@@ -212,7 +212,7 @@ class DilatedPooling(keras.layers.Layer):
         return self._reduce(x_BHWC, tf.add, 0) / self._reduce(inside, tf.add, 0)
 
     def _reduce(self, x, combine: Callable, outside: float) -> tf.Tensor:
-        """Rows, then columns, by shifted slices: tf.nn.pool with dilations would pad with zeros for max, too."""
+        """Rows, then columns, by shifted slices of a map padded with what leaves this kind unchanged."""
         x = tf.pad(x, [[0, 0], *self.around, [0, 0]], constant_values=tf.cast(outside, x.dtype))
         for axis in (1, 2):
             reach = (self.size[axis - 1] - 1) * self.dilation

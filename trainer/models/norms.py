@@ -27,7 +27,7 @@ def num_groups(channels: int) -> int:
 class GroupNorm(keras.layers.Layer):
     """Group normalisation (Wu & He 2018) of [N, H, W, C], by sums per channel.
 
-    Keras' GroupNormalization reshapes to groups and casts to float32 on the way: 1.3-1.5 times the step time of this
+    Keras' GroupNormalization reshapes to groups and casts to float32 on the way: 1.4-1.5 times the step time of this
     one (DeepLabV3+, ResNet-50, 1024 px, 2 threads), and under bfloat16 more memory than float32 itself.
     """
 

@@ -40,7 +40,7 @@ def _optimizer_variables(optimizer: keras.optimizers.Optimizer) -> Sequence[tf.V
 def save_checkpoint(path: Path, model: keras.Model, optimizer: keras.optimizers.Optimizer, progress: Progress) -> None:
     """Save the state of a run. Written to a temporary name, then renamed: a checkpoint
     that can be seen is whole."""
-    arrays = {name: np.ascontiguousarray(v.numpy()) for name, v in named_variables(model, optimizer).items()}
+    arrays = {name: np.asarray(v.numpy()) for name, v in named_variables(model, optimizer).items()}
     metadata = {"format": FORMAT, "progress": json.dumps(asdict(progress))}
     temporary = path.with_name(f".{path.name}.part")
     save_file(arrays, temporary, metadata)

@@ -29,7 +29,9 @@ def marker_seen_share(
     the one that it lies in (a patch, at a random offset from the compartment). `centred`: each pixel is judged from
     the window around it. With the marker's reach h as a box the two axes are independent: a pixel d px from the centre
     sees the marker with probability clip(1 - (d - h) / window, 0, 1), or just if d <= window / 2 + h. Compartments are
-    discs here; the wobble of their outlines and their islands change the result by less than 0.02.
+    discs here; counted on slides with grids at random places, the share is within 0.01 of it. A grid at a fixed place
+    differs more, for compartments line up along the edge of the tissue: 256 px tiles from (0, 0) see 0.73 on slides of
+    2048 px and 0.80 on slides of 3072 px, where this gives 0.78.
     """
     seen = total = 0.0
     for radius in l0_radii:
