@@ -16,10 +16,10 @@ from trainer.train.loop import stage_batches
 from trainer.train.session import check_replicas, configure_tensorflow, open_session
 from trainer.train.step import make_train_step
 
-comm = start_comm("horovod")
+config = load_config(Path(sys.argv[1]), sys.argv[2:])
+comm = start_comm(config.runtime.backend)
 # A seed of its own on every rank: only the broadcast can make the replicas equal.
 seed = 3 + comm.rank
-config = load_config(Path(sys.argv[1]))
 configure_tensorflow(config.model_copy(update={"seed": seed}), 1, comm.local_rank)
 session = open_session(config, comm, Console(False), 1)
 assert len(set(comm.gather(digest(session.model, session.optimizer)))) == 1

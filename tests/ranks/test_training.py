@@ -16,9 +16,21 @@ from tiny import write_config
 REPLICAS = Path(__file__).with_name("replicas_main.py")
 
 
-def test_replicas_are_bit_equal_after_the_broadcast_and_after_training(tiny_slides: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("model.norm=group", "training.compression=fp16"),
+        ("model.norm=batch", "training.compression=bf16"),
+        ("model.norm=sync_batch", "training.compression=none", "training.precision=mixed_bfloat16"),
+        ("model.norm=group", "training.compression=fp16", "runtime.backend=mpi"),
+    ],
+    ids=lambda o: " ".join(x.split("=")[1] for x in o),
+)
+def test_replicas_are_bit_equal_after_the_broadcast_and_after_every_step(
+    tiny_slides: Path, tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
     config = write_config(tmp_path, tiny_slides)
-    out = must_pass(mpirun(2, REPLICAS, config))
+    out = must_pass(mpirun(2, REPLICAS, config, *overrides))
     assert sorted(line for line in out.splitlines() if line.startswith("rank")) == ["rank 0 ok", "rank 1 ok"]
 
 

@@ -56,7 +56,7 @@ def test_a_network_for_a_checkpoint_reads_no_file(tmp_path):
 
 @pytest.mark.skipif(not SQUEEZENET.is_file(), reason=f"{SQUEEZENET} is not here")
 def test_real_weights_of_another_network_are_refused():
-    with pytest.raises(ModelError, match="squeezenet.*do not fit backbone resnet18: .*expected 40 layers, found 25"):
+    with pytest.raises(ModelError, match=r"squeezenet.*do not fit backbone resnet18: .*expected 40 layers, found 25"):
         _build(backbone="resnet18", weights=str(SQUEEZENET))
 
 

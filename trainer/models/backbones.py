@@ -49,7 +49,12 @@ def _low_level_layer(name: str, network: keras.Model, dilated: Dilated) -> str:
     else:
         at_quarter = _BACKBONES.get_feature_layers(name, n=4)[2]  # of the maps at 1/16, 1/8, 1/4, 1/2
         layer = network.layers[at_quarter].name if isinstance(at_quarter, int) else at_quarter
-    assert dilated.strides[layer] == 4, f"{name}: {layer} has stride {dilated.strides[layer]}"
+    if dilated.strides[layer] != 4:
+        raise ModelError(
+            f"the map that the decoder needs at 1/4 is at 1/{dilated.strides[layer]} in {name}",
+            where="model.backbone",
+            fix="choose another backbone, e.g. resnet50 or mobilenetv2",
+        )
     return layer
 
 

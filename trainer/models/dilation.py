@@ -4,7 +4,8 @@ The network is walked in graph order. Where a stride would go beyond the output 
 window (convolution, pooling, explicit zero padding) is stretched by the strides removed so far (Chen et al. 2017,
 arXiv 1706.05587). Padding is placed so that the stretched network, on the original weights, equals the original one at
 every pixel of the original's coarser grid, borders included; a test checks this. Squeeze-and-excitation is the
-exception: its global mean runs over more pixels, so those networks (se*, efficientnet*) are equal but for that factor.
+exception: its global mean runs over more pixels, so those networks (se*, efficientnet*) differ in value,
+as any network with it does when its patch grows.
 
 Every window also keeps `n / stride` pixels of `n`, so that patches divide evenly: an unpadded convolution (the stem of
 keras' Xception) gets padding, as DeepLab's own Xception has.
