@@ -58,7 +58,7 @@ def main() -> None:
     large = train("large", 1, stage(2048, 1, 4))
     OUT.mkdir(parents=True, exist_ok=True)
     result = {
-        "machine": f"{os.cpu_count()} x {cpu_name()}, {memory_gib():.0f} GiB, {platform.platform()}",
+        "machine": machine(),
         "commit": run("git", "rev-parse", "--short", "HEAD").strip(),
         "date": time.strftime("%Y-%m-%d"),
         "step_ratios": ratios,
@@ -68,6 +68,11 @@ def main() -> None:
     (OUT / "bench.json").write_text(json.dumps(result, indent=1) + "\n")
     (OUT / "README.md").write_text(render(result))
     print(render(result))
+
+
+def machine() -> str:
+    """One line on the hardware that a figure was measured on."""
+    return f"{os.cpu_count()} x {cpu_name()}, {memory_gib():.0f} GiB, {platform.platform()}"
 
 
 def cpu_name() -> str:
