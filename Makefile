@@ -46,7 +46,7 @@ demo: setup ## the main job: generated slides, three patch sizes, 2 ranks, a rep
 
 .PHONY: test
 test: setup ## all tests but those that need a Slurm
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest
 
 .PHONY: lint
 lint: setup ## ruff (lint and format) and mypy
