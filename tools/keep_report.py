@@ -1,6 +1,6 @@
 """Keep a run's report under results/, with the command, machine, commit and date it came from.
 
-  python tools/keep_report.py runs/demo results/demo "make demo"
+python tools/keep_report.py runs/demo results/demo "make demo"
 """
 
 from __future__ import annotations
