@@ -28,11 +28,12 @@ class Progress:
 
 def named_variables(model: keras.Model, optimizer: keras.optimizers.Optimizer | None) -> dict[str, tf.Variable]:
     """Every variable of model and optimiser under a unique name that depends on the architecture alone."""
-    groups = {"model": model.variables, "optimizer": [] if optimizer is None else _optimizer_variables(optimizer)}
+    groups = {"model": model.variables, "optimizer": [] if optimizer is None else optimizer_variables(optimizer)}
     return {f"{group}/{i:04d}/{v.name}": v for group, vs in groups.items() for i, v in enumerate(vs)}
 
 
-def _optimizer_variables(optimizer: keras.optimizers.Optimizer) -> Sequence[tf.Variable]:
+def optimizer_variables(optimizer: keras.optimizers.Optimizer) -> Sequence[tf.Variable]:
+    """All variables of an optimiser; a property in some of Keras' optimisers, a method in others."""
     variables = optimizer.variables
     return variables() if callable(variables) else variables
 

@@ -22,7 +22,7 @@ from trainer.quiet import quiet_stderr
 from trainer.runtime import Comm, on_root
 from trainer.stores import PatchStore
 from trainer.stores.slide_store import SlideStore
-from trainer.train.checkpoint import digest
+from trainer.train.checkpoint import digest, optimizer_variables
 from trainer.train.console import Console
 from trainer.train.step import make_optimizer
 
@@ -101,7 +101,7 @@ def open_session(config: Config, comm: Comm, console: Console, threads: int, *, 
     model = build_model(config.model, len(config.data.classes), all_reduce=reduce, read_weights=read_weights)
     optimizer = make_optimizer(config.training.optimizer, config.training.precision)
     optimizer.build(model.trainable_variables)
-    comm.broadcast_variables([*model.variables, *_variables(optimizer)])
+    comm.broadcast_variables([*model.variables, *optimizer_variables(optimizer)])
     check_replicas(comm, model, optimizer, "after the first broadcast")
     orders = {n: training_order(config, index, n, stage) for n, stage in enumerate(config.curriculum)}
     lengths = {config.curriculum[n].patch_size: order.length for n, order in orders.items()}
@@ -122,10 +122,6 @@ def open_session(config: Config, comm: Comm, console: Console, threads: int, *, 
         evaluator=Evaluator(config, index, store, comm, batch_sizes),
         ranks=comm.gather(describe_rank(comm, config.runtime.intra_op_threads or threads)),
     )
-
-
-def _variables(optimizer: keras.optimizers.Optimizer) -> list[tf.Variable]:
-    return list(optimizer.variables() if callable(optimizer.variables) else optimizer.variables)
 
 
 def training_order(config: Config, index: PatchIndex, number: int, stage: StageConfig) -> EpochOrder:
