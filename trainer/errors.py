@@ -55,6 +55,12 @@ class AnnotationError(WidefieldError):
     kind = "AnnotationError"
 
 
+class StoreError(WidefieldError):
+    """Extracted patches cannot be used."""
+
+    kind = "StoreError"
+
+
 class ModelError(WidefieldError):
     kind = "ModelError"
 

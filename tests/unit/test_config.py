@@ -45,6 +45,12 @@ def test_the_resolved_configuration_reads_back_to_the_same_object(file: Path, tm
         ("seed", "key.path=value"),
         ("data.classes.1.name=normal", "given twice"),
         ("split.val_centres=[a]", "train_centres and val_centres together"),
+        ("index.resolution={level: 0, mpp: 0.5}", "exactly one of level and mpp"),
+        ("index.resolution.level=-1", "index.resolution.level"),
+        ("index.tissue.saturation=1.5", "index.tissue.saturation"),
+        ("stores.kind=hdf5", "needs stores.path"),
+        ("stores.stage_to=/tmp", "it needs kind=hdf5 or tfrecord"),
+        ("stores.kind=zarr", "stores.kind"),
     ],
 )
 def test_a_mistake_is_named_with_its_key(file: Path, override: str, says: str) -> None:
@@ -79,6 +85,12 @@ def test_class_weights_must_fit_the_classes(file: Path) -> None:
 def test_batch_norm_with_few_patches_warns_and_depends_on_the_world_size(file: Path) -> None:
     assert "noisy" in check_rules(load_config(file, ["model.norm=sync_batch"]), world_size=1)[0]
     assert check_rules(load_config(file, ["model.norm=sync_batch"]), world_size=4) == []
+
+
+def test_settings_without_effect_are_warned_of(file: Path) -> None:
+    overrides = ["index.positions=random", "index.overlap=0.5", "stores.path=/patches"]
+    warnings = check_rules(load_config(file, overrides))
+    assert [w.split(" has no effect")[0] for w in warnings] == ["index.overlap", "stores.path"]
 
 
 @pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("configs/*.yaml")), ids=lambda p: p.stem)

@@ -11,6 +11,8 @@ import openslide
 import pytest
 import tifffile
 from PIL import Image
+from scipy import ndimage
+from skimage.transform import resize_local_mean
 from small_slides import pyramid, rgb
 
 from trainer.errors import SlideError
@@ -52,8 +54,20 @@ def test_missing_file_and_missing_level(tmp_path: Path) -> None:
         open_slide(tmp_path / "gone.svs")
     slide = open_slide(pyramid(tmp_path / "a.tif", rgb(200, 130)))
     for bad in (-1, 3):
-        with pytest.raises(SlideError, match=rf"a\.tif: there is no level {bad}.*has 3"):
+        with pytest.raises(SlideError, match=rf"a\.tif: there is no level {bad}.*has 3") as e:
             slide.read(0, 0, 8, bad)
+        assert "index.resolution.level=2" in e.value.fix
+
+
+@pytest.mark.parametrize(
+    ("stated", "mpp"), [("0.25", 0.25), ("0", None), ("-0.25", None), ("inf", None), ("nan", None)]
+)
+def test_resolution_that_cannot_be_is_none(tmp_path: Path, stated: str, mpp: float | None) -> None:
+    description = f"Aperio Image Library v1\r\n|MPP = {stated}"
+    tifffile.imwrite(
+        tmp_path / "a.svs", rgb(64, 64), tile=(64, 64), photometric="rgb", description=description, metadata=None
+    )
+    assert open_slide(tmp_path / "a.svs").mpp == mpp
 
 
 def test_pyramid_levels_hold_the_pixels_they_were_made_from(tmp_path: Path) -> None:
@@ -75,6 +89,70 @@ def test_plain_image_is_a_one_level_slide_with_white_around(tmp_path: Path, name
     for x, y, width, height in [(3, 2, 5, 6), (-4, -5, 60, 50), (29, 15, 9, 9), (31, 0, 4, 4), (-9, 3, 4, 4)]:
         expected = padded[y + 40 : y + 40 + height, x + 40 : x + 40 + width]
         np.testing.assert_array_equal(slide.read(x, y, (width, height)), expected)
+
+
+def levels(path: Path, *images: np.ndarray) -> Path:
+    """A lossless pyramid of the given levels."""
+    with tifffile.TiffWriter(path) as file:
+        for n, image in enumerate(images):
+            file.write(image, tile=(64, 64), compression="deflate", photometric="rgb", subfiletype=int(n > 0))
+    return path
+
+
+def ramp(side: int, downsample: float) -> np.ndarray:
+    """Red grows to the right and green downwards by 2 per level-0 pixel, from 0 at pixel 95, at any resolution."""
+    values = np.rint(((np.arange(side) + 0.5) * downsample - 0.5 - 95) * 2).clip(0, 255)
+    image = np.zeros((side, side, 3), np.uint8)
+    image[..., 0], image[..., 1] = values, values[:, None]
+    return image
+
+
+@pytest.mark.parametrize("downsample", [1.0, 1.3, 1.97, 2.005, 2.5, 3.9, 4.03, 7.3, 20.0])
+def test_resampled_pixels_lie_where_their_centres_are(tmp_path: Path, downsample: float) -> None:
+    slide = open_slide(levels(tmp_path / "a.tif", ramp(401, 1), ramp(200, 2.005), ramp(100, 4.01)))
+    image = slide.resample(103, 107, (4, 5), downsample)
+    for channel, start, num in ((0, 103, 4), (1, 107, 5)):
+        expected = (start + (np.arange(num) + 0.5) * downsample - 0.5 - 95) * 2
+        np.testing.assert_allclose(image[..., channel].mean(axis=channel), expected, atol=1)  # half a level-0 pixel
+
+
+@pytest.mark.parametrize("downsample", [1.25, 2.5, 6.0])
+def test_resampling_agrees_with_means_over_pixel_areas(tmp_path: Path, downsample: float) -> None:
+    noise = np.random.default_rng(0).normal(128, 600, (400, 400, 3))
+    smooth = ndimage.gaussian_filter(noise, (9, 9, 0)).clip(0, 255).astype(np.uint8)
+    slide = open_slide(levels(tmp_path / "a.tif", smooth))
+    side = int(40 * downsample)
+    region = smooth[30 : 30 + side, 50 : 50 + side]
+    expected = resize_local_mean(region, (40, 40), channel_axis=-1, preserve_range=True)
+    np.testing.assert_allclose(slide.resample(50, 30, 40, downsample), expected, atol=2)
+
+
+def test_resampling_removes_what_is_too_fine_to_show(tmp_path: Path) -> None:
+    stripes = np.zeros((256, 256, 3), np.uint8)
+    stripes[:, ::2] = 200
+    slide = open_slide(levels(tmp_path / "a.tif", stripes))
+    assert np.abs(slide.resample(40, 40, 40, 3.5).astype(int) - 100).max() <= 8
+
+
+def test_level_within_half_a_percent_is_read_as_it_is(tmp_path: Path) -> None:
+    slide = open_slide(pyramid(tmp_path / "a.tif", rgb(401, 401)))  # 401 / 201 = 1.995, 401 / 101 = 3.97
+    for downsample in (1.99, 1.995, 2.0):
+        np.testing.assert_array_equal(slide.resample(30, 50, 20, downsample), slide.read(30, 50, 20, 1))
+    assert [slide.best_level(d) for d in (0.996, 1.0, 1.9, 1.99, 3.9, 3.96, 100)] == [0, 0, 0, 1, 1, 2, 2]
+    for too_fine in (0.99, 0.5):
+        with pytest.raises(ValueError, match="as fine as"):
+            slide.resample(0, 0, 8, too_fine)
+
+
+def test_large_reduction_reads_in_parts_of_bounded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slide = open_slide(levels(tmp_path / "a.tif", rgb(900, 700)))
+    at_once = slide.resample(-20, -10, (104, 80), 9.3)
+    monkeypatch.setattr("trainer.slides.slide._BLOCK_PX", 128)
+    read: list[int] = []
+    whole_read = PyramidSlide._read
+    monkeypatch.setattr(PyramidSlide, "_read", lambda self, *a: read.append(a[2] * a[3]) or whole_read(self, *a))
+    assert np.abs(slide.resample(-20, -10, (104, 80), 9.3).astype(int) - at_once).max() <= 1
+    assert max(read) < 200**2 and (at_once[-2:] == 255).all() and (at_once[:, -1] == 255).all()
 
 
 def test_transparency_is_laid_over_white(tmp_path: Path) -> None:

@@ -60,4 +60,9 @@ def _idle_settings(config: Config, world_size: int) -> list[str]:
         warnings.append(f"training.optimizer.weight_decay has no effect with {optimizer.name}; use name=adamw")
     if config.split.train_centres and config.split.by != "centre":
         warnings.append("split.by has no effect where train_centres and val_centres are given")
+    grid_only = [name for name in ("overlap", "max_per_slide") if getattr(config.index, name)]
+    if config.index.positions == "random" and grid_only:
+        warnings.append(f"index.{grid_only[0]} has no effect with index.positions=random")
+    if config.stores.kind == "slide" and config.stores.path:
+        warnings.append("stores.path has no effect with stores.kind=slide: patches are read directly from the slides")
     return warnings

@@ -29,7 +29,7 @@ class ClassConfig(Section):
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_]+$")
     groups: tuple[str, ...] = ()
-    """Annotation groups (ASAP `PartOfGroup`) that carry this class."""
+    """Annotation groups that carry this class: ASAP `PartOfGroup`, QuPath classification, ImageScope layer name."""
     mask_values: tuple[MaskValue, ...] = ()
     """Values of a mask image that carry this class: ids, or colours as '#rrggbb'."""
 
@@ -45,13 +45,21 @@ class DataConfig(Section):
     """Annotation groups that are holes cut out of every class (CAMELYON16 `_2` and `Exclusion`)."""
     ignore_groups: tuple[str, ...] = ()
     """Annotation groups whose pixels no loss and no metric counts."""
+    skip_groups: tuple[str, ...] = ()
+    """Annotation groups that are passed over as if they had not been drawn."""
     ignore_mask_values: tuple[MaskValue, ...] = ()
     """Mask values whose pixels no loss and no metric counts."""
+    mpp: float | None = Field(None, gt=0.0, le=100.0)
+    """Micrometres per level-0 pixel of slides that do not say it; an `mpp` column in the manifest wins."""
 
     @model_validator(mode="after")
     def _names_and_values_are_unique(self) -> DataConfig:
         names = [c.name for c in self.classes]
-        groups = [g for c in self.classes for g in c.groups] + [*self.exclusion_groups, *self.ignore_groups]
+        groups = [g for c in self.classes for g in c.groups] + [
+            *self.exclusion_groups,
+            *self.ignore_groups,
+            *self.skip_groups,
+        ]
         values = [str(v) for c in self.classes for v in c.mask_values] + [str(v) for v in self.ignore_mask_values]
         for what, items in (("class name", names), ("annotation group", groups), ("mask value", values)):
             twice = sorted({i for i in items if items.count(i) > 1})
@@ -64,15 +72,55 @@ class DataConfig(Section):
         return tuple(c.name for c in self.classes)
 
 
+class ResolutionConfig(Section):
+    """The resolution that patches are read at: a level of the pyramid, or micrometres per pixel."""
+
+    level: int | None = Field(None, ge=0)
+    """Pyramid level; 0 is full resolution."""
+    mpp: float | None = Field(None, gt=0.0, le=100.0)
+    """Micrometres per pixel, resampled from the next finer level. Slides that do not say theirs need data.mpp or an
+    `mpp` column in the manifest."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> ResolutionConfig:
+        if (self.level is None) == (self.mpp is None):
+            raise ValueError("give exactly one of level and mpp")
+        return self
+
+
+class TissueConfig(Section):
+    """What counts as tissue. White glass, black (not scanned) and pen marks never do."""
+
+    saturation: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Saturation (0-1) from which a pixel is tissue; None: Otsu's threshold of each slide, between 0.05 and 0.2. Has no
+    effect on slides without colour, which are judged by their darkness, nor on fluorescence, judged by brightness."""
+    black: int = Field(20, ge=0, le=254)
+    """Pixels whose brightest channel (0-255) is not above this are black: not scanned."""
+    exclude_pen: bool = True
+    """Leave out pen marks: green, turquoise, blue and black strokes (red ink cannot be told from blood and eosin). Turn
+    it off for stains that are green or blue themselves."""
+    min_area_px: int = Field(16, ge=0)
+    """Connected tissue up to this area is dust; in pixels of the mask, about 8 um each."""
+    max_hole_px: int = Field(64, ge=0)
+    """Connected holes up to this area are filled; in pixels of the mask."""
+
+
 class IndexConfig(Section):
     """Which positions of a slide become patches."""
 
-    level: int = Field(0, ge=0)
-    """Pyramid level that patches are read at; 0 is full resolution."""
+    resolution: ResolutionConfig = ResolutionConfig(level=0)
+    positions: Literal["grid", "random"] = "grid"
+    """Where training patches lie: on a grid, or drawn with the seed. Validation and test are always a grid."""
     overlap: float = Field(0.0, ge=0.0, lt=1.0)
-    """Overlap of neighbouring training patches as a share of the patch size; validation never overlaps."""
+    """grid: overlap of neighbouring training patches as a share of the patch size; validation never overlaps."""
+    random_per_class: Positive = 100
+    """random: training patches drawn per slide, patch size and class (a patch has a class from
+    `sampling.min_tumour_fraction` of its pixels; it has the first class where it has no other)."""
+    max_per_slide: Positive | None = None
+    """grid: at most so many positive and so many negative training patches per slide and size, drawn with the seed."""
     min_tissue_fraction: Fraction = 0.3
     """Patches with less tissue than this are left out. 0 keeps every position and computes no tissue mask."""
+    tissue: TissueConfig = TissueConfig()
     max_unreadable_fraction: Fraction = 0.0
     """Indexing goes on past slides that do not open while they are at most this share of all; they are listed."""
 
@@ -107,6 +155,11 @@ class SamplingConfig(Section):
     """Share of positive patches in an epoch; patches of the larger side are drawn less. None takes all as they are."""
     patches_per_epoch: Positive | None = None
     """Patches in one epoch over all ranks; None takes the whole training set."""
+    hard_negatives: Path | None = None
+    """CSV with the columns slide, x, y (level-0 pixels of a point): negative training patches that hold one of the
+    points are hard."""
+    hard_negative_share: Fraction = 0.5
+    """Share of hard patches among the negative ones of an epoch; has no effect without `hard_negatives`."""
 
 
 class AugmentConfig(Section):
@@ -118,6 +171,39 @@ class AugmentConfig(Section):
     contrast: float = Field(0.1, ge=0.0, le=1.0)
     saturation: float = Field(0.1, ge=0.0, le=1.0)
     """Largest relative change of each; 0 turns it off."""
+    hed: float = Field(0.0, ge=0.0, le=0.5)
+    """Stain jitter in haematoxylin-eosin-DAB space (Tellez et al. 2018): largest change of each stain's amount, as a
+    factor 1 +- this and an offset of +- this (optical density, base 10); 0.05 is light, 0.2 strong, 0 turns it off."""
+
+
+class StainConfig(Section):
+    """Stain normalisation, for training, validation and prediction alike."""
+
+    normalise: Literal["none", "macenko"] = "none"
+    """macenko: the two stains of each slide, estimated while indexing, become reference ones (Macenko et al. 2009)."""
+
+
+class StoresConfig(Section):
+    """Where pixels of patches come from while training."""
+
+    kind: Literal["slide", "hdf5", "tfrecord"] = "slide"
+    """slide: directly from the slides. hdf5, tfrecord: from what `widefield extract` wrote."""
+    path: Path | None = None
+    """Folder of the extracted patches; hdf5 and tfrecord need it."""
+    image: Literal["jpeg", "lossless"] = "jpeg"
+    """How extracted images are coded; lossless is PNG, about five times larger."""
+    jpeg_quality: int = Field(90, ge=1, le=100)
+    stage_to: str | None = None
+    """Node-local folder such as $TMPDIR: each rank copies the training patches it will read there before it starts
+    (hdf5 and tfrecord)."""
+
+    @model_validator(mode="after")
+    def _extracted_patches_have_a_folder(self) -> StoresConfig:
+        if self.kind != "slide" and self.path is None:
+            raise ValueError(f"kind={self.kind} needs stores.path, the folder that `widefield extract` fills")
+        if self.kind == "slide" and self.stage_to:
+            raise ValueError("stage_to copies extracted patches; it needs kind=hdf5 or tfrecord")
+        return self
 
 
 class ModelConfig(Section):
@@ -189,7 +275,7 @@ class StageConfig(Section):
     """One stage of the curriculum. Its length is given in exactly one unit."""
 
     patch_size: int = Field(ge=32)
-    """Width and height in pixels of `index.level`."""
+    """Width and height in pixels of `index.resolution`."""
     local_batch_size: Positive
     """Patches per rank and step."""
     epochs: float | None = Field(None, gt=0.0)
@@ -239,6 +325,8 @@ class Config(Section):
     split: SplitConfig = SplitConfig()
     sampling: SamplingConfig = SamplingConfig()
     augment: AugmentConfig = AugmentConfig()
+    stain: StainConfig = StainConfig()
+    stores: StoresConfig = StoresConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     curriculum: tuple[StageConfig, ...] = Field(min_length=1)

@@ -17,7 +17,7 @@ from trainer.config.schema import DataConfig
 from trainer.errors import DataError, nearest
 
 SPLITS = ("train", "val", "test")
-_COLUMNS = ("slide", "annotation", "patient", "centre", "split")
+_COLUMNS = ("slide", "annotation", "patient", "centre", "split", "mpp")
 _REQUIRED_COLUMNS = ("slide", "annotation")
 _STAGE_TABLES = ("stage_labels.csv", "stages.csv")
 _PATIENTS_PER_CENTRE = 20
@@ -31,8 +31,9 @@ class SlideRecord:
     """One slide of a data set. Paths are absolute; '' is 'unknown'.
 
     Args:
-      annotation: ASAP XML or mask image; None means that all of the slide is the first class.
+      annotation: ASAP or ImageScope XML, GeoJSON or a mask image; None means that all of the slide is the first class.
       split: train, val, test or '' (to be drawn); in a patch index also 'unused'.
+      mpp: micrometres per level-0 pixel where the manifest says it, which wins over the file.
     """
 
     slide: Path
@@ -40,6 +41,7 @@ class SlideRecord:
     patient: str = ""
     centre: str = ""
     split: str = ""
+    mpp: float | None = None
 
 
 def load_dataset(config: DataConfig) -> list[SlideRecord]:
@@ -58,7 +60,7 @@ def load_dataset(config: DataConfig) -> list[SlideRecord]:
 
 
 def load_manifest(path: Path) -> list[SlideRecord]:
-    """Rows of a CSV with the columns slide, annotation and, optional, patient, centre, split.
+    """Rows of a CSV with the columns slide, annotation and, optional, patient, centre, split, mpp.
 
     Relative paths start at the CSV's folder. An empty annotation means that all of the slide is the first class.
     """
@@ -98,7 +100,18 @@ def _manifest_row(row: dict[Any, Any], path: Path, where: str) -> SlideRecord:
         raise DataError(f"split '{split}' is not known", where=where, fix=f"one of {', '.join(SPLITS)}, or empty")
     slide = _existing(values["slide"], path, "slide", where)
     annotation = _existing(values["annotation"], path, "annotation", where) if values["annotation"] else None
-    return SlideRecord(slide, annotation, values.get("patient", ""), values.get("centre", ""), split)
+    mpp = _positive(values.get("mpp", ""), "mpp", where)
+    return SlideRecord(slide, annotation, values.get("patient", ""), values.get("centre", ""), split, mpp)
+
+
+def _positive(text: str, column: str, where: str) -> float | None:
+    try:
+        value = float(text) if text else None
+    except ValueError:
+        value = -1.0
+    if value is not None and not 0 < value < 100:
+        raise DataError(f"{column} '{text}' is no size in um", where=where, fix="a number such as 0.25, or empty")
+    return value
 
 
 def _existing(name: str, manifest: Path, column: str, where: str) -> Path:
