@@ -5,6 +5,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely.geometry import MultiPolygon, Polygon, box
+from skimage.draw import polygon2mask
 
 from trainer.slides.geometry import area_shares, l0_centres, l0_length, polygons_of, rasterise, subdivide
 
@@ -27,8 +28,9 @@ def geometries(draw: st.DrawFn) -> MultiPolygon:
 
 @settings(max_examples=80, deadline=None)
 @given(
-    geometries(), st.integers(-30, 80), st.integers(-30, 80), st.integers(1, 60), st.sampled_from([1.0, 2.0, 2.0003, 7])
-)
+    geometries(), st.integers(-30, 80), st.integers(-30, 80), st.integers(1, 60),
+    st.sampled_from([1.0, 2.0, 2.0003, 7]) | st.floats(0.2, 30),
+)  # fmt: skip
 def test_rasterise_agrees_with_shapely_at_pixel_centres(
     geometry: MultiPolygon, x: int, y: int, size: int, downsample: float
 ) -> None:
@@ -44,6 +46,26 @@ def test_polygons_with_a_common_border_share_no_pixel_and_leave_no_gap() -> None
     left, right = box(0, 0, 10.5, 20), box(10.5, 0, 20, 20)  # the border runs through pixel centres
     masks = [rasterise(p, 0, 0, 20, 1.0) for p in (left, right)]
     assert (masks[0] ^ masks[1]).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.3, 9))
+def test_cells_that_touch_along_all_of_their_borders_take_each_pixel_once(seed: int, downsample: float) -> None:
+    seeds = shapely.multipoints(np.random.default_rng(seed).uniform(0, 100, (12, 2)).round(1))
+    cells = shapely.get_parts(shapely.voronoi_polygons(seeds, extend_to=box(-50, -50, 400, 400)))
+    together = sum(rasterise(cell, 3, 5, (37, 41), downsample).astype(int) for cell in cells)
+    np.testing.assert_array_equal(together, 1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(3, 40))
+def test_rasterise_agrees_with_scikit_image(seed: int, num_points: int) -> None:
+    outline = blob(seed, num_points, 50, 45)
+    points = np.array(outline.exterior.coords)[:, ::-1] - 0.5  # scikit-image puts pixel centres at whole numbers
+    expected = polygon2mask((100, 100), points)
+    rows, columns = np.mgrid[:100, :100] + 0.5
+    is_clear = shapely.distance(outline.boundary, shapely.points(columns, rows)) > 1e-6
+    np.testing.assert_array_equal(rasterise(outline, 0, 0, 100, 1.0)[is_clear], expected[is_clear])
 
 
 def test_rasterised_area_of_a_square_is_exact_and_empty_geometry_gives_nothing() -> None:

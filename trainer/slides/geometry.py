@@ -86,29 +86,36 @@ def subdivide(geometry: BaseGeometry, max_points: int = 256) -> Iterator[BaseGeo
 
     An annotation with a hundred thousand points is cut once; afterwards each patch meets only the pieces near it.
     """
-    if geometry.is_empty:
-        return
-    if shapely.get_num_coordinates(geometry) <= max_points:
-        yield from (g for g in shapely.get_parts(geometry) if g.geom_type == "Polygon")
-        return
-    left, top, right, bottom = geometry.bounds
-    if max(right - left, bottom - top) < 2:  # cannot become simpler: all points lie within two pixels
-        yield from (g for g in shapely.get_parts(geometry) if g.geom_type == "Polygon")
-        return
+    polygons = shapely.get_parts(polygons_of(geometry))
+    # What lies within two pixels cannot become simpler.
+    is_small = (shapely.get_num_coordinates(polygons) <= max_points) | (_extents(polygons).max(axis=1, initial=0) < 2)
+    yield from polygons[is_small]
+    for polygon in polygons[~is_small]:
+        for half in _halves(polygon.bounds):
+            yield from subdivide(shapely.intersection(polygon, half), max_points)
+
+
+def _extents(geometries: np.ndarray) -> np.ndarray:
+    """[N, 2] width and height."""
+    bounds = shapely.bounds(geometries)
+    return bounds[:, 2:] - bounds[:, :2]
+
+
+def _halves(bounds: tuple[float, float, float, float]) -> tuple[BaseGeometry, BaseGeometry]:
+    """The two boxes on either side of a cut through the middle of the longer side, at a whole pixel."""
+    left, top, right, bottom = bounds
     if right - left > bottom - top:
         middle = round((left + right) / 2)
-        halves = [(left, top, middle, bottom), (middle, top, right, bottom)]
-    else:
-        middle = round((top + bottom) / 2)
-        halves = [(left, top, right, middle), (left, middle, right, bottom)]
-    for half in halves:
-        yield from subdivide(polygons_of(shapely.intersection(geometry, shapely.box(*half))), max_points)
+        return shapely.box(left, top, middle, bottom), shapely.box(middle, top, right, bottom)
+    middle = round((top + bottom) / 2)
+    return shapely.box(left, top, right, middle), shapely.box(left, middle, right, bottom)
 
 
 def polygons_of(geometry: BaseGeometry) -> BaseGeometry:
     """The areas of a geometry as one MultiPolygon, without the points and lines that overlays leave behind."""
     parts = shapely.get_parts(shapely.get_parts(geometry))
-    return MultiPolygon([p for p in parts if p.geom_type == "Polygon" and not p.is_empty])
+    is_area = (shapely.get_type_id(parts) == shapely.GeometryType.POLYGON) & ~shapely.is_empty(parts)
+    return MultiPolygon(list(parts[is_area]))
 
 
 def area_shares(
