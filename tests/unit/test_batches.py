@@ -14,6 +14,7 @@ from trainer.batches.augment import augment, jitter_colour
 from trainer.batches.loader import prefetched, training_jobs
 from trainer.batches.order import EpochOrder, epoch_quota, positions_of_step
 from trainer.config.schema import AugmentConfig, SamplingConfig
+from trainer.slides.stain import hed_jitter
 
 
 def order_of(n: int, positives: int = 0, sampling: SamplingConfig | None = None, seed: int = 1) -> EpochOrder:
@@ -105,6 +106,21 @@ def test_colour_jitter_follows_its_definition() -> None:
     assert np.abs(grey.astype(float) - luma[..., None]).max() <= 1
     flat = jitter_colour(IMAGE, 1, 0, 1)
     assert np.abs(flat.astype(float) - luma.mean()).max() <= 1
+
+
+def test_stain_jitter_is_applied_between_moving_and_colour_jitter_and_draws_nothing_before_them() -> None:
+    plain, stained = AugmentConfig(), AugmentConfig(hed=0.2)
+    for seed in range(4):
+        image, label = augment(IMAGE, LABEL, stained, np.random.default_rng(seed))
+        before, label_before = augment(IMAGE, LABEL, plain, np.random.default_rng(seed))
+        np.testing.assert_array_equal(label, label_before)
+        assert (image != before).mean() > 0.5
+        rng = np.random.default_rng(seed)
+        turns, mirror, colour = int(rng.integers(4)), bool(rng.integers(2)), 1 + rng.uniform(-1, 1, 3) * 0.1
+        alpha, beta = 0.2 * rng.uniform(-1, 1, (2, 3))
+        moved = np.rot90(IMAGE, turns)[:, :: -1 if mirror else 1]
+        np.testing.assert_array_equal(jitter_colour(moved, *colour), before)
+        np.testing.assert_array_equal(jitter_colour(hed_jitter(moved, 1 + alpha, beta), *colour), image)
 
 
 def store_read(rows: np.ndarray, delay_s: float = 0.0) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from trainer.config.schema import AugmentConfig
+from trainer.slides.stain import hed_jitter
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
@@ -12,7 +13,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 def augment(
     image: np.ndarray, label: np.ndarray, config: AugmentConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Flip, turn and colour-jitter one patch.
+    """Flip, turn, stain-jitter and colour-jitter one patch.
 
     Args:
       image: [P, P, 3] uint8.
@@ -26,6 +27,9 @@ def augment(
         image, label = np.rot90(image, turns), np.rot90(label, turns)
         if mirror:
             image, label = image[:, ::-1], label[:, ::-1]
+    if config.hed:
+        alpha, beta = config.hed * rng.uniform(-1, 1, (2, 3))  # drawn last: the numbers above stay what they were
+        image = hed_jitter(image, 1 + alpha, beta)
     if config.brightness or config.contrast or config.saturation:
         image = jitter_colour(image, *jitter)
     return image, label
