@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from small_slides import asap, manifest, pyramid, rgb, run_config, square, tissu
 
 from trainer.config import Config
 from trainer.errors import AnnotationError, DataError, SlideError
-from trainer.patches.build import build_index
+from trainer.patches.build import build_index, do_jobs, jobs_of, parts_folder
 from trainer.patches.index import PatchIndex, fingerprint, write_index
 from trainer.slides.slide import open_slide
 from trainer.stores import PatchStore
@@ -30,7 +31,9 @@ def on_ranks(world_size: int, job: Callable[[int, Callable[[Any], list[Any]]], A
         def gather(value: Any) -> list[Any]:
             slots[number] = pickle.dumps(value)
             barrier.wait()
-            return [pickle.loads(s) for s in slots]
+            values = [pickle.loads(s) for s in slots]
+            barrier.wait()  # nobody overwrites a slot that another still reads
+            return values
 
         try:
             return job(number, gather)
@@ -41,12 +44,16 @@ def on_ranks(world_size: int, job: Callable[[int, Callable[[Any], list[Any]]], A
         return list(pool.map(rank, range(world_size)))
 
 
+def path_of(config: Config) -> Path:
+    return config.output.parent / "index.parquet"
+
+
 def build_on(config: Config, world_size: int, rank: int, gather: Callable[[Any], list[Any]]) -> PatchIndex:
-    return build_index(config, rank, world_size, gather)
+    return build_index(config, path_of(config), rank, world_size, gather)
 
 
 def build(config: Config) -> PatchIndex:
-    return build_index(config, 0, 1, lambda value: [value])
+    return build_index(config, path_of(config))
 
 
 @pytest.fixture
@@ -65,6 +72,7 @@ def test_index_is_the_same_to_the_byte_on_any_number_of_ranks(cohort: Path) -> N
     config = run_config(cohort)
     files = []
     for world_size in (1, 2, 3, 7):
+        shutil.rmtree(parts_folder(path_of(config)), ignore_errors=True)
         indices = on_ranks(world_size, partial(build_on, config, world_size))
         for rank, index in enumerate(indices):
             write_index(index, cohort / f"{world_size}-{rank}")
@@ -101,10 +109,11 @@ def test_patches_of_a_level_cover_its_downsample(tmp_path: Path) -> None:
         pyramid(tmp_path / f"{n}.tif", rgb(300, 260, n))
         Image.fromarray(np.full((260, 300), n, np.uint8)).save(tmp_path / f"{n}-mask.png")
     manifest(tmp_path, *(f"{n}.tif,{n}-mask.png,,,{s}" for n, s in enumerate(("train", "val"))))
-    config = run_config(tmp_path, sizes=(32,), index={"level": 1, "min_tissue_fraction": 0.0})
+    config = run_config(tmp_path, sizes=(32,), index={"resolution": {"level": 1}, "min_tissue_fraction": 0.0})
     index = build(config)
-    assert sorted(set(index.x.tolist())) == [0, 64, 128, 192] and (index.level == 1).all()
-    images, labels = SlideStore(index, config.data).read(np.arange(len(index)))
+    assert sorted(set(index.x.tolist())) == [0, 64, 128, 192]
+    assert [i.downsample for i in index.infos] == [2.0, 2.0]
+    images, labels = SlideStore(index, config).read(np.arange(len(index)))
     assert images.shape == (32, 32, 32, 3) and images.dtype == labels.dtype == np.uint8
     np.testing.assert_array_equal(images[1], rgb(300, 260)[::2, ::2][:32, 32:64])
     assert (labels == index.slide[:, None, None]).all()
@@ -170,14 +179,14 @@ def test_unused_slides_are_not_even_opened_and_progress_is_told(tmp_path: Path) 
     manifest(tmp_path, *(f"{n}.png,,p{n},c{n}," for n in range(3)))
     config = run_config(tmp_path, split={"train_centres": ["c0"], "val_centres": ["c1"]})
     told: list[tuple[int, int]] = []
-    index = build_index(config, 0, 1, lambda v: [v], lambda done, total: told.append((done, total)))
+    index = build_index(config, path_of(config), progress=lambda done, total: told.append((done, total)))
     assert [s.split for s in index.slides] == ["train", "val", "unused"] and told == [(1, 2), (2, 2)]
 
 
 def test_store_reads_the_pixels_and_labels_of_its_rows_from_many_threads(cohort: Path) -> None:
     config = run_config(cohort)
     index = build(config)
-    store: PatchStore = SlideStore(index, config.data)
+    store: PatchStore = SlideStore(index, config)
     rows = index.select(32, "train")
 
     def check(row: int) -> None:
@@ -188,9 +197,8 @@ def test_store_reads_the_pixels_and_labels_of_its_rows_from_many_threads(cohort:
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(check, rows))
-    image, labels = SlideStore(index, config.data).read_at(0, 250, 180, 16, 0)
+    image, labels = SlideStore(index, config).read_at(0, 250, 180, 16)
     assert image.shape == (16, 16, 3) and (labels[12:] == 255).all() and (labels[:, 6:] == 255).all()
-    assert SlideStore(index, config.data).downsample(0, 0) == 1.0
 
 
 def test_slide_that_vanishes_after_indexing_is_named_by_the_store(cohort: Path) -> None:
@@ -198,7 +206,7 @@ def test_slide_that_vanishes_after_indexing_is_named_by_the_store(cohort: Path) 
     index = build(config)
     (cohort / "0.png").unlink()
     with pytest.raises(SlideError, match=r"0\.png: there is no such file"):
-        SlideStore(index, config.data).read(np.flatnonzero(index.slide == 0)[:1])
+        SlideStore(index, config).read(np.flatnonzero(index.slide == 0)[:1])
 
 
 def test_real_slide_with_a_mask_is_indexed_and_read(fixtures: Path, tmp_path: Path) -> None:
@@ -215,5 +223,83 @@ def test_real_slide_with_a_mask_is_indexed_and_read(fixtures: Path, tmp_path: Pa
         for row in index.select(size, "train"):
             covered = np.clip(1200 - index.y[row], 0, size) / size
             assert index.label_fractions[row, 1] == pytest.approx(covered, abs=1e-6)
-    images, labels = SlideStore(index, config.data).read(index.select(512, "val")[:2])
+    images, labels = SlideStore(index, config).read(index.select(512, "val")[:2])
     assert images.shape == (2, 512, 512, 3) and images.std() > 10 and set(np.unique(labels)) <= {0, 1}
+
+
+def test_indexing_goes_on_after_a_stop_and_does_only_what_is_new(cohort: Path) -> None:
+    config = run_config(cohort)
+    whole = (build(config), path_of(config).read_bytes())[1]
+    parts = sorted(parts_folder(path_of(config)).iterdir())
+    assert len(parts) == 5
+    parts[2].unlink()
+    kept = {p: p.stat().st_mtime_ns for p in parts if p.exists()}
+    build(config)
+    assert path_of(config).read_bytes() == whole and parts[2].exists()
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept
+    asap(cohort / "0.xml", ("_0", square(0, 0, 64)))  # another drawing: that slide is done anew
+    index = build(config)
+    assert len(list(parts_folder(path_of(config)).iterdir())) == 6
+    assert index.label_fractions[index.rows_of(0, 64)][0].tolist() == [0, 0, 1]
+
+
+def test_tasks_of_a_job_array_together_leave_what_one_run_leaves(cohort: Path) -> None:
+    config = run_config(cohort)
+    build(config)
+    whole = path_of(config).read_bytes()
+    shutil.rmtree(parts_folder(path_of(config)))
+    for task in range(3):
+        do_jobs(jobs_of(config, path_of(config))[task::3])
+    done: list[Any] = []
+    build_index(config, path_of(config), run=lambda job, jobs: [done.append(j) or job(j) for j in jobs])
+    assert path_of(config).read_bytes() == whole and len(done) == 5
+
+
+def test_random_positions_are_seeded_drawn_per_class_and_for_training_only(cohort: Path) -> None:
+    random = {"positions": "random", "random_per_class": 7, "min_tissue_fraction": 0.5}
+    config = run_config(cohort, sizes=(32,), index=random)
+    index = build(config)
+    for number, record in enumerate(index.slides):
+        rows = np.flatnonzero(index.slide == number)
+        if record.split != "train":
+            assert (index.x[rows] % 32 == 0).all() and len(rows) == 36
+            continue
+        tumour = (index.label_fractions[rows, 2] >= 0.01).sum()
+        assert tumour == 7 and len(rows) == 14 and (index.tissue_fraction[rows] >= 0.5).all()
+        assert index.x[rows].max() <= 256 - 32 and index.y[rows].max() <= 192 - 32
+    again = build(config.model_copy(update={"output": cohort / "elsewhere" / "run"}))
+    np.testing.assert_array_equal(index.x, again.x)
+    other = build(config.model_copy(update={"seed": 2}))
+    assert not np.array_equal(index.x[: len(other.x)], other.x[: len(index.x)])
+
+
+def test_cap_keeps_at_most_so_many_positive_and_negative_patches(cohort: Path) -> None:
+    index = build(run_config(cohort, sizes=(32,), index={"max_per_slide": 3, "min_tissue_fraction": 0.0}))
+    for number, record in enumerate(index.slides):
+        positive = index.label_fractions[index.slide == number, 2] > 0
+        expected = (3, 3) if record.split == "train" else (4, 44)
+        assert (positive.sum(), (~positive).sum()) == expected
+
+
+def test_patches_at_an_mpp_cover_the_same_tissue_on_slides_of_any_resolution(tmp_path: Path) -> None:
+    for name, side in (("fine", 512), ("coarse", 256)):
+        tissue_slide(tmp_path / f"{name}.png", side, side, 0, side // 2)
+        right_half = np.tile(np.arange(side) >= side // 2, (side, 1)).astype(np.uint8)
+        Image.fromarray(right_half).save(tmp_path / f"{name}-m.png")
+    rows = ["fine.png,fine-m.png,train,0.25", "coarse.png,coarse-m.png,val,"]
+    manifest(tmp_path, *rows, header="slide,annotation,split,mpp")
+    index_settings = {"resolution": {"mpp": 1.0}, "min_tissue_fraction": 0.0}
+    config = run_config(tmp_path, sizes=(32,), index=index_settings)
+    with pytest.raises(SlideError, match=r"coarse\.png: the file does not say its resolution") as error:
+        build(config)
+    assert "data.mpp" in error.value.fix
+    config = config.model_copy(update={"data": config.data.model_copy(update={"mpp": 0.5})})
+    index = build(config)
+    assert [i.downsample for i in index.infos] == [4.0, 2.0] and [i.mpp for i in index.infos] == [0.25, 0.5]
+    fine, coarse = index.rows_of(0, 32), index.rows_of(1, 32)
+    np.testing.assert_array_equal(index.label_fractions[fine], index.label_fractions[coarse])
+    images, labels = SlideStore(index, config).read(np.arange(len(index)))
+    np.testing.assert_allclose(images[fine].astype(int), images[coarse].astype(int), atol=8)  # the filter's width
+    np.testing.assert_array_equal(labels[fine], labels[coarse])
+    with pytest.raises(SlideError, match="would be enlarged"):
+        build(run_config(tmp_path, sizes=(32,), index={"resolution": {"mpp": 0.1}}))

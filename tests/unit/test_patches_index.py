@@ -10,7 +10,7 @@ import pytest
 from small_slides import manifest, run_config, tissue_slide
 
 from trainer.errors import DataError
-from trainer.patches.index import PatchIndex, fingerprint, read_index, write_index
+from trainer.patches.index import PatchIndex, SlideInfo, fingerprint, read_fingerprint, read_index, write_index
 from trainer.slides.dataset import SlideRecord
 
 
@@ -25,9 +25,9 @@ def index() -> PatchIndex:
     return PatchIndex(
         slides=slides,
         slide=np.array([0, 0, 0, 1, 1], np.int32),
-        x=np.array([0, 64, 0, 0, 1 << 40], np.int64),
-        y=np.array([0, 0, 64, 0, 5], np.int64),
-        level=np.ones(5, np.int32),
+        infos=(SlideInfo((512, 256), 2.0, 0.25, "h", "a", None, {"groups": {"_0": 1}}, {"64": 3}), *[SlideInfo()] * 2),
+        x=np.array([0, 64, 0, 0, 1 << 30], np.int32),
+        y=np.array([0, 0, 64, 0, 5], np.int32),
         size=np.array([64, 64, 128, 64, 128], np.int32),
         tissue_fraction=rng.random(5, np.float32),
         label_fractions=rng.random((5, 3), np.float32),
@@ -50,7 +50,7 @@ def test_index_comes_back_as_written_and_with_the_documented_columns(index: Patc
             assert getattr(back, name) == value
     table = pq.read_table(path).to_pylist()
     assert list(table[3]) == [
-        "slide", "x", "y", "level", "size", "tissue_fraction", "fraction_normal", "fraction_stroma", "fraction_tumour",
+        "slide", "x", "y", "size", "tissue_fraction", "fraction_normal", "fraction_stroma", "fraction_tumour",
         "patient", "centre", "split",
     ]  # fmt: skip
     assert [table[3][k] for k in ("slide", "patient", "centre", "split")] == ["/d/b.svs", "p2", "c1", "val"]
@@ -105,3 +105,27 @@ def test_fingerprint_changes_with_settings_and_files_and_with_nothing_else(tmp_p
     tissue_slide(tmp_path / "b.png", 80, 64)
     found.add(fingerprint(run_config(tmp_path)))
     assert len(found) == 7
+
+
+def test_rows_of_a_slide_and_size_follow_one_another(index: PatchIndex) -> None:
+    assert [index.rows_of(s, z) for s in range(3) for z in (64, 128)] == [
+        slice(0, 2), slice(2, 3), slice(3, 4), slice(4, 5), slice(5, 5), slice(5, 5),
+    ]  # fmt: skip
+
+
+def test_fingerprint_is_read_alone_and_is_empty_for_other_files(index: PatchIndex, tmp_path: Path) -> None:
+    write_index(index, tmp_path / "a")
+    assert read_fingerprint(tmp_path / "a") == "f"
+    (tmp_path / "b").write_text("no index")
+    assert read_fingerprint(tmp_path / "b") == read_fingerprint(tmp_path / "c") == ""
+
+
+def test_an_index_of_many_row_groups_comes_back(
+    index: PatchIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.patches.index._ROW_GROUP", 2)
+    write_index(index, tmp_path / "a")
+    assert pq.ParquetFile(tmp_path / "a").num_row_groups == 3
+    back = read_index(tmp_path / "a")
+    for name in ("slide", "x", "y", "size", "tissue_fraction", "label_fractions"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(index, name))

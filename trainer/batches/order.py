@@ -20,23 +20,32 @@ class EpochOrder:
     Args:
       rows: [n] int64 row numbers of the training patches.
       is_positive: [n] bool.
-      sampling: share of positive patches and patches per epoch.
+      is_hard: [n] bool, which negative patches are hard; None where no list is given.
+      sampling: shares of positive and hard patches, and patches per epoch.
       seed: numbers that the order depends on, e.g. (seed, stage).
     """
 
     def __init__(
-        self, rows: np.ndarray, is_positive: np.ndarray, sampling: SamplingConfig, seed: tuple[int, ...]
+        self,
+        rows: np.ndarray,
+        is_positive: np.ndarray,
+        sampling: SamplingConfig,
+        seed: tuple[int, ...],
+        is_hard: np.ndarray | None = None,
     ) -> None:
-        self._positive, self._negative = rows[is_positive], rows[~is_positive]
-        self._quota = epoch_quota(len(self._positive), len(self._negative), sampling)
+        hard = np.zeros_like(is_positive) if is_hard is None else is_hard & ~is_positive
+        self._pools = [rows[is_positive], rows[~is_positive & ~hard], rows[hard]]
+        num_positive, num_easy, num_hard = (len(p) for p in self._pools)
+        positive, negative = epoch_quota(num_positive, num_easy + num_hard, sampling)
+        self._quota = (positive, *hard_quota(num_easy, num_hard, negative, sampling.hard_negative_share))
         self._seed = seed
         self.length = sum(self._quota)
-        self.epoch = lru_cache(maxsize=4)(self._epoch)
+        self.epoch = lru_cache(maxsize=2)(self._epoch)  # a batch lies in two at the most
 
     def _epoch(self, epoch: int) -> np.ndarray:
         """[length] int64 rows of one epoch, without repetition while the pool lasts."""
         rng = np.random.default_rng([*self._seed, epoch])
-        chosen = [_draw(p, n, rng) for p, n in zip((self._positive, self._negative), self._quota, strict=True)]
+        chosen = [_draw(p, n, rng) for p, n in zip(self._pools, self._quota, strict=True)]
         return rng.permutation(np.concatenate(chosen))
 
     def at(self, positions: np.ndarray) -> list[tuple[int, int]]:
@@ -65,6 +74,14 @@ def epoch_quota(num_positive: int, num_negative: int, sampling: SamplingConfig) 
     return positive, wanted - positive
 
 
+def hard_quota(num_easy: int, num_hard: int, num_negative: int, hard_share: float) -> tuple[int, int]:
+    """Easy and hard patches among the negative ones of an epoch; a side that is empty leaves the other one all."""
+    if num_easy == 0 or num_hard == 0:
+        return (num_negative, 0) if num_hard == 0 else (0, num_negative)
+    hard = round(num_negative * hard_share)
+    return num_negative - hard, hard
+
+
 def _draw(pool: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """`count` of the pool, each as often as any other to within one."""
     if count == 0:
@@ -76,3 +93,11 @@ def _draw(pool: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
 def positions_of_step(step: int, local_batch_size: int, rank: int, world_size: int) -> np.ndarray:
     """[local_batch_size] stream positions that one rank reads at one step of a stage."""
     return step * local_batch_size * world_size + rank + world_size * np.arange(local_batch_size)
+
+
+def rows_of_rank(order: EpochOrder, num_steps: int, local_batch_size: int, rank: int, world_size: int) -> np.ndarray:
+    """[n] int64 rows that one rank reads in the first `num_steps` steps of a stage, ascending, each once."""
+    positions = rank + world_size * np.arange(num_steps * local_batch_size, dtype=np.int64)
+    epochs = positions // order.length
+    rows = [order.epoch(int(e))[positions[epochs == e] % order.length] for e in np.unique(epochs)]
+    return np.unique(np.concatenate(rows)) if rows else np.zeros(0, np.int64)

@@ -18,3 +18,11 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, optional: bool = Fa
 
 def config_of(args: argparse.Namespace) -> Config:
     return load_config(args.config, args.overrides)
+
+
+def parse_task(text: str) -> tuple[int, int]:
+    """`I/N` of a job array as (task, number of tasks)."""
+    task, slash, count = text.partition("/")
+    if not (slash and task.isdigit() and count.isdigit() and int(task) < int(count)):
+        raise argparse.ArgumentTypeError(f"'{text}' is not I/N with I from 0 to N - 1, such as 0/32")
+    return int(task), int(count)

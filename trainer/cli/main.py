@@ -10,12 +10,12 @@ import traceback
 from collections.abc import Sequence
 
 from trainer import __version__
-from trainer.cli import config, evaluate, index, make_slides, train
+from trainer.cli import config, evaluate, extract, index, inspect, make_slides, train
 from trainer.errors import WidefieldError
 from trainer.runtime.start import stop_all_ranks
 from trainer.runtime.world import detect_world
 
-COMMANDS = (make_slides, index, train, evaluate, config)
+COMMANDS = (make_slides, index, inspect, extract, train, evaluate, config)
 
 _DESCRIPTION = """\
 Train segmentation networks on whole-slide images with a curriculum of growing patch sizes.

@@ -61,8 +61,7 @@ class Evaluator:
         return self._score(predict, self._footprint(size), size)
 
     def _footprint(self, size: int) -> list[Tile]:
-        downsamples = {r.slide: self._store.downsample(r.slide, r.level) for r in self.regions}
-        return [t for r in self.regions for t in footprint_tiles([r], size, downsamples[r.slide])]
+        return [t for r in self.regions for t in footprint_tiles([r], size, self._index.infos[r.slide].downsample)]
 
     def _score(self, predict: Predict, tiles: list[Tile], size: int) -> dict[str, object]:
         bins, names = self._config.evaluation.auc_bins, self._config.data.class_names
@@ -88,12 +87,12 @@ class Evaluator:
             yield from zip(group, labels, classes.numpy()[: len(group)], log_odds.numpy()[: len(group)], strict=True)
 
     def _read(self, tile: Tile) -> Patch:
-        return self._store.read_at(tile.slide, tile.x, tile.y, tile.size, tile.level)
+        return self._store.read_at(tile.slide, tile.x, tile.y, tile.size)
 
     def picture(self, predict: Predict, region: Tile, size: int) -> np.ndarray:
         """One region's predicted classes, stitched from tiles of one size: [R, R] uint8. No collectives."""
         stitched = np.zeros((region.size, region.size), np.uint8)
-        downsample = self._store.downsample(region.slide, region.level)
+        downsample = self._index.infos[region.slide].downsample
         tiles = footprint_tiles([region], size, downsample)
         for tile, _, predicted, _ in self._predicted(predict, tiles, size):
             row, column = round((tile.y - region.y) / downsample), round((tile.x - region.x) / downsample)

@@ -22,7 +22,6 @@ class Tile:
     x: int
     y: int
     size: int
-    level: int
     skip_x: int = 0
     skip_y: int = 0
 
@@ -32,7 +31,7 @@ def validation_tiles(index: PatchIndex, size: int, seed: int, limit: int | None 
     rows = index.select(size, "val")
     if limit is not None and len(rows) > limit:
         rows = np.sort(np.random.default_rng([seed, size]).choice(rows, limit, replace=False))
-    columns = (index.slide, index.x, index.y, index.size, index.level)
+    columns = (index.slide, index.x, index.y, index.size)
     return [Tile(*(int(c[r]) for c in columns)) for r in rows]
 
 
@@ -44,9 +43,9 @@ def tile_offsets(region_size: int, size: int) -> list[tuple[int, int]]:
 
 
 def footprint_tiles(regions: list[Tile], size: int, downsample: float) -> list[Tile]:
-    """The regions tiled by a smaller size; `downsample` is that of the level the patches are read at."""
+    """The regions tiled by a smaller size; `downsample` is level-0 pixels per patch pixel."""
     return [
-        Tile(r.slide, r.x + round(ox * downsample), r.y + round(oy * downsample), size, r.level, sx, sy)
+        Tile(r.slide, r.x + round(ox * downsample), r.y + round(oy * downsample), size, sx, sy)
         for r in regions
         for oy, sy in tile_offsets(r.size, size)
         for ox, sx in tile_offsets(r.size, size)

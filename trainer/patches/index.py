@@ -1,15 +1,18 @@
 """The patch index: where every patch lies, what it holds and which side it is on. One Parquet file.
 
-Building it is in `build.py`; this is the value and its file.
+Building it is in `build.py`; this is the value and its file. Twenty million patches are 40 bytes each in memory, and
+are written and read column by column and a million rows at a time, so that nothing holds them twice.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +22,35 @@ from trainer.config.schema import Config
 from trainer.errors import DataError
 from trainer.slides.dataset import SlideRecord, load_dataset
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the meaning of the file, or of what goes into it, changes: older files are then built anew."""
 _METADATA_KEY = b"widefield"
+_ROW_GROUP = 1 << 20
+_POSITIONS = ("x", "y", "size", "tissue_fraction")
+
+
+@dataclass(frozen=True)
+class SlideInfo:
+    """What indexing found out about one slide; the defaults stand for one that was not indexed.
+
+    Args:
+      size: (width, height) in level-0 pixels.
+      downsample: level-0 pixels per patch pixel.
+      mpp: micrometres per level-0 pixel, None where nobody says it.
+      slide_hash, annotation_hash: of the files' content, '' without one; see `slides.identity`.
+      stains: the slide's stain vectors as `slides.stain` writes them, None without stain normalisation.
+      annotation: what was drawn and what was passed over, as `slides.labels.AnnotationReport` writes it.
+      num_dropped: patch size (as text, for JSON) -> positions left out for too little tissue.
+    """
+
+    size: tuple[int, int] = (0, 0)
+    downsample: float = 1.0
+    mpp: float | None = None
+    slide_hash: str = ""
+    annotation_hash: str = ""
+    stains: str | None = None
+    annotation: dict[str, Any] | None = None
+    num_dropped: dict[str, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,10 +59,10 @@ class PatchIndex:
 
     Args:
       slides: all records with their split (train, val, test or unused), those without a patch too.
+      infos: what is known of each slide.
       slide: [n] int32 position in `slides`.
-      x, y: [n] int64 top-left corner, level-0 pixels.
-      level: [n] int32 pyramid level that is read.
-      size: [n] int32 side in pixels of that level.
+      x, y: [n] int32 top-left corner, level-0 pixels.
+      size: [n] int32 side in pixels of the wanted resolution; `infos[slide].downsample` leads to level-0 pixels.
       tissue_fraction: [n] float32; 1 where the settings ask for no tissue mask.
       label_fractions: [n, C] float32 share of each class; ignored pixels are in none.
       class_names: C names.
@@ -43,10 +72,10 @@ class PatchIndex:
     """
 
     slides: tuple[SlideRecord, ...]
+    infos: tuple[SlideInfo, ...]
     slide: np.ndarray
     x: np.ndarray
     y: np.ndarray
-    level: np.ndarray
     size: np.ndarray
     tissue_fraction: np.ndarray
     label_fractions: np.ndarray
@@ -59,35 +88,57 @@ class PatchIndex:
         return len(self.slide)
 
     @cached_property
-    def split(self) -> np.ndarray:
-        """[n] str: the split of each patch is that of its slide."""
-        return np.array([s.split for s in self.slides] or [""])[self.slide]
+    def _splits(self) -> np.ndarray:
+        """[number of slides] str."""
+        return np.array([s.split for s in self.slides] or [""])
 
     def select(self, size: int, split: str) -> np.ndarray:
         """[m] int64 row numbers of the patches of one size and split, ascending."""
-        return np.flatnonzero((self.size == size) & (self.split == split))
+        return np.flatnonzero((self.size == size) & (self._splits == split)[self.slide])
+
+    def rows_of(self, slide: int, size: int) -> slice:
+        """The rows of one slide and size; they follow one another."""
+        start, end = np.searchsorted(self.slide, np.array([slide, slide + 1], np.int32))  # of its dtype: no copy
+        first, last = np.searchsorted(self.size[start:end], np.array([size, size + 1], np.int32))
+        return slice(int(start + first), int(start + last))
 
 
 def fingerprint(config: Config) -> str:
     """What an index made with this configuration would carry: equal fingerprints, equal index.
 
-    Covers the index's settings, the slides and annotations that the data set holds now, and their file sizes.
+    Covers the index's settings, the slides and annotations that the data set holds now, and their sizes and times.
     """
     return fingerprint_of(config, load_dataset(config.data))
 
 
 def fingerprint_of(config: Config, records: list[SlideRecord]) -> str:
     """The same for records that are loaded already."""
-    settings = {
-        "format": FORMAT,
-        "data": config.data.model_dump(mode="json", exclude={"path"}),  # the records say what was there
-        "index": config.index.model_dump(mode="json"),
+    settings = slide_settings(config) | {
         "split": config.split.model_dump(mode="json"),
+        "max_unreadable_fraction": config.index.max_unreadable_fraction,
+        "records": [asdict_json(r) for r in records],
+        "files": [[_file_state(r.slide), _file_state(r.annotation)] for r in records],
+    }
+    return digest(settings)
+
+
+def slide_settings(config: Config) -> dict[str, Any]:
+    """The settings that decide which patches one slide has, given the slide, its annotation and its split."""
+    index = config.index.model_dump(mode="json", exclude={"max_unreadable_fraction"})
+    chooses_by_class = config.index.positions == "random" or config.index.max_per_slide is not None
+    return {
+        "format": FORMAT,
+        "data": config.data.model_dump(mode="json", exclude={"path", "format"}),  # the records say what was there
+        "index": index,
+        "positive_from": config.sampling.min_tumour_fraction if chooses_by_class else None,
+        "stain": config.stain.model_dump(mode="json"),
         "seed": config.seed,
         "patch_sizes": config.patch_sizes,
-        "records": [_record_to_json(r) for r in records],
-        "file_sizes": [[_file_size(r.slide), _file_size(r.annotation)] for r in records],
     }
+
+
+def digest(settings: Any) -> str:
+    """sha256 of plain data, the same for equal data."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
@@ -100,11 +151,16 @@ def write_index(index: PatchIndex, path: Path) -> None:
         "class_names": index.class_names,
         "patch_sizes": index.patch_sizes,
         "unreadable": index.unreadable,
-        "slides": [_record_to_json(s) for s in index.slides],
+        "slides": [asdict_json(s) for s in index.slides],
+        "infos": [asdict_json(i) for i in index.infos],
     }
-    table = _to_table(index).replace_schema_metadata({_METADATA_KEY: json.dumps(header, sort_keys=True).encode()})
+    metadata = {_METADATA_KEY: json.dumps(header, sort_keys=True).encode()}
     temporary = path.with_name(f".{path.name}.part")
-    pq.write_table(table, temporary, compression="zstd")
+    schema = _table(index, slice(0, 0)).schema.with_metadata(metadata)
+    options = {"compression": "zstd", "use_dictionary": [f.name for f in schema if pa.types.is_dictionary(f.type)]}
+    with pq.ParquetWriter(temporary, schema, column_encoding=_encodings(schema), **options) as writer:
+        for rows in _row_groups(len(index)):
+            writer.write_table(_table(index, rows).replace_schema_metadata(metadata))
     temporary.replace(path)
 
 
@@ -118,11 +174,11 @@ def read_index(path: Path) -> PatchIndex:
     if not path.exists():
         raise DataError("there is no such file", where=str(path), fix="widefield index CONFIG makes it")
     try:
-        table = pq.read_table(path)
-        header = json.loads(table.schema.metadata[_METADATA_KEY])
-        if header["format"] != FORMAT:
-            raise ValueError(f"format {header['format']}, this version reads {FORMAT}")
-        return _from_table(table, header)
+        with pq.ParquetFile(path) as file:
+            header = json.loads(file.schema_arrow.metadata[_METADATA_KEY])
+            if header["format"] != FORMAT:
+                raise ValueError(f"format {header['format']}, this version reads {FORMAT}")
+            return _read(file, header)
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"is not a patch index that can be read ({type(error).__name__}: {error})",
@@ -131,50 +187,84 @@ def read_index(path: Path) -> PatchIndex:
         ) from error
 
 
-def _to_table(index: PatchIndex) -> pa.Table:
-    def per_slide(name: str) -> pa.DictionaryArray:
-        values = [str(getattr(s, name)) for s in index.slides]
-        words, codes = np.unique(values or [""], return_inverse=True)
-        return pa.DictionaryArray.from_arrays(
-            codes.astype(np.int32)[index.slide], pa.array(words.tolist(), pa.string())
-        )
-
-    numbers = {name: getattr(index, name) for name in ("x", "y", "level", "size", "tissue_fraction")}
-    shares = {f"fraction_{name}": index.label_fractions[:, i] for i, name in enumerate(index.class_names)}
-    slide = pa.DictionaryArray.from_arrays(index.slide, pa.array([str(s.slide) for s in index.slides], pa.string()))
-    words = {name: per_slide(name) for name in ("patient", "centre", "split")}
-    return pa.table({"slide": slide, **numbers, **shares, **words})
+def read_fingerprint(path: Path) -> str:
+    """The fingerprint of a stored index without its patches; '' where the file is not an index of this version."""
+    try:
+        header = json.loads(pq.read_schema(path).metadata[_METADATA_KEY])
+        return str(header["fingerprint"]) if header["format"] == FORMAT else ""
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+        return ""
 
 
-def _from_table(table: pa.Table, header: dict) -> PatchIndex:
+def _row_groups(num_rows: int) -> Iterator[slice]:
+    for start in range(0, max(num_rows, 1), _ROW_GROUP):
+        yield slice(start, min(start + _ROW_GROUP, num_rows))
+
+
+def _encodings(schema: pa.Schema) -> dict[str, str]:
+    """Positions of a grid are nearly constant differences; shares are mostly equal bytes."""
+    return {f.name: "DELTA_BINARY_PACKED" if pa.types.is_integer(f.type) else "BYTE_STREAM_SPLIT"
+            for f in schema if not pa.types.is_dictionary(f.type)}  # fmt: skip
+
+
+def _table(index: PatchIndex, rows: slice) -> pa.Table:
+    of_slide = index.slide[rows]
+
+    def words(values: list[str]) -> pa.DictionaryArray:
+        known, codes = np.unique(values or [""], return_inverse=True)
+        return pa.DictionaryArray.from_arrays(codes.astype(np.int32)[of_slide], pa.array(known.tolist(), pa.string()))
+
+    slide = pa.DictionaryArray.from_arrays(of_slide, pa.array([str(s.slide) for s in index.slides], pa.string()))
+    numbers = {name: getattr(index, name)[rows] for name in _POSITIONS}
+    shares = {f"fraction_{name}": index.label_fractions[rows, i] for i, name in enumerate(index.class_names)}
+    facts = {name: words([getattr(s, name) for s in index.slides]) for name in ("patient", "centre", "split")}
+    return pa.table({"slide": slide, **numbers, **shares, **facts})
+
+
+def _read(file: pq.ParquetFile, header: dict[str, Any]) -> PatchIndex:
     slides = tuple(_record_from_json(s) for s in header["slides"])
     position = {str(s.slide): i for i, s in enumerate(slides)}
-    names = table["slide"].combine_chunks()
-    codes = np.array([position[name] for name in names.dictionary.to_pylist()] or [0], np.int32)
-    class_names = tuple(header["class_names"])
-    shares = [table[f"fraction_{name}"].to_numpy() for name in class_names]
-    numbers = {name: table[name].to_numpy() for name in ("x", "y", "level", "size", "tissue_fraction")}
+    num_rows = file.metadata.num_rows
+    classes = tuple(header["class_names"])
+    columns = {name: np.empty(num_rows, np.float32 if "fraction" in name else np.int32) for name in _POSITIONS}
+    slide, shares = np.empty(num_rows, np.int32), np.empty((num_rows, len(classes)), np.float32)
+    start = 0
+    for group in range(file.num_row_groups):
+        table = file.read_row_group(group).combine_chunks()
+        rows = slice(start, start := start + table.num_rows)
+        names = table["slide"].combine_chunks()
+        codes = np.array([position[name] for name in names.dictionary.to_pylist()] or [0], np.int32)
+        slide[rows] = codes[names.indices.to_numpy()]
+        for name, values in columns.items():
+            values[rows] = table[name].to_numpy()
+        for i, name in enumerate(classes):
+            shares[rows, i] = table[f"fraction_{name}"].to_numpy()
     return PatchIndex(
         slides=slides,
-        slide=codes[names.indices.to_numpy()],
-        **numbers,
-        label_fractions=np.stack(shares, axis=1),
-        class_names=class_names,
+        infos=tuple(SlideInfo(**{**i, "size": tuple(i["size"])}) for i in header["infos"]),
+        slide=slide,
+        **columns,
+        label_fractions=shares,
+        class_names=classes,
         patch_sizes=tuple(header["patch_sizes"]),
         fingerprint=header["fingerprint"],
         unreadable=tuple(header["unreadable"]),
     )
 
 
-def _record_to_json(record: SlideRecord) -> dict[str, str | None]:
-    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(record).items()}
+def asdict_json(value: Any) -> dict[str, Any]:
+    """A dataclass as plain data for JSON; paths become text."""
+    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(value).items()}
 
 
-def _record_from_json(fields: dict) -> SlideRecord:
+def _record_from_json(fields: dict[str, Any]) -> SlideRecord:
     record = SlideRecord(**fields)
     annotation = Path(record.annotation) if record.annotation is not None else None
     return replace(record, slide=Path(record.slide), annotation=annotation)
 
 
-def _file_size(path: Path | None) -> int:
-    return path.stat().st_size if path is not None and path.exists() else -1
+def _file_state(path: Path | None) -> list[int]:
+    if path is None or not path.exists():
+        return []
+    state = path.stat()
+    return [state.st_size, state.st_mtime_ns]

@@ -1,8 +1,17 @@
-"""Patches as pixels: one interface, one file per store."""
+"""Patches as pixels: one interface, one file per store, one line per store in the registry below."""
 
-from typing import Protocol
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
+from trainer.config.schema import Config
+from trainer.patches.index import PatchIndex
+
+if TYPE_CHECKING:
+    from trainer.stores.patch_files import PatchFormat
 
 
 class PatchStore(Protocol):
@@ -11,8 +20,47 @@ class PatchStore(Protocol):
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """images [N, P, P, 3] uint8 and labels [N, P, P] uint8 of N index rows with one patch size."""
 
-    def read_at(self, slide: int, x: int, y: int, size: int, level: int) -> tuple[np.ndarray, np.ndarray]:
-        """One square of a slide, a patch of the index or not: image [size, size, 3] and labels [size, size] uint8."""
+    def read_at(self, slide: int, x: int, y: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """One square of a slide: image [size, size, 3] and labels [size, size] uint8.
 
-    def downsample(self, slide: int, level: int) -> float:
-        """Level-0 pixels per pixel of a slide's level."""
+        It need not be a patch of the index. Stores of extracted patches hold only squares that lie inside one.
+        """
+
+
+_STORES = {
+    "slide": "trainer.stores.slide_store:SlideStore",
+    "hdf5": "trainer.stores.hdf5_store:Hdf5Store",
+    "tfrecord": "trainer.stores.tfrecord_store:TfrecordStore",
+}
+"""`stores.kind` -> the class; imported when asked for, so that h5py and TensorFlow cost nothing to others."""
+
+
+def open_store(index: PatchIndex, config: Config, rows: np.ndarray | None = None) -> PatchStore:
+    """The store that the configuration names, staged and stain-normalised as it says.
+
+    Args:
+      rows: index rows that this rank will train on: copied to `stores.stage_to` where that is set.
+    Raises:
+      StoreError: extracted patches are missing, incomplete, or were made from another index, slide or configuration;
+        or the staging folder cannot take them.
+    """
+    store: Any = _store_class(config.stores.kind)(index, config)
+    if config.stores.stage_to and rows is not None:
+        from trainer.stores.stage import stage
+
+        store = stage(store, rows, config.stores.stage_to)
+    if config.stain.normalise == "none":
+        return store
+    from trainer.stores.stained import StainedStore
+
+    return StainedStore(store, index)
+
+
+def store_format(kind: str) -> PatchFormat:
+    """How a store of extracted patches (`hdf5`, `tfrecord`) writes and reads its files."""
+    return _store_class(kind).format
+
+
+def _store_class(kind: str) -> Any:
+    module, name = _STORES[kind].split(":")
+    return getattr(import_module(module), name)

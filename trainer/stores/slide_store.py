@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trainer.config.schema import DataConfig
+from trainer.config.schema import Config
 from trainer.patches.index import PatchIndex
 from trainer.slides.cache import SlideCache
 from trainer.slides.labels import Labels, open_labels
@@ -20,8 +20,8 @@ class SlideStore:
     Errors (SlideError, AnnotationError) name the slide or annotation file; a patch is never replaced.
     """
 
-    def __init__(self, index: PatchIndex, config: DataConfig) -> None:
-        self._index, self._config = index, config
+    def __init__(self, index: PatchIndex, config: Config) -> None:
+        self._index, self._config = index, config.data
         self._open: SlideCache[int, tuple[Slide, Labels]] = SlideCache(self._open_one, _OPEN_SLIDES)
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -33,27 +33,24 @@ class SlideStore:
           images [N, P, P, 3] uint8 RGB, labels [N, P, P] uint8 (class numbers or IGNORE_LABEL).
         """
         index = self._index
-        columns = (index.slide, index.x, index.y, index.size, index.level)
+        columns = (index.slide, index.x, index.y, index.size)
         patches = [self.read_at(*(int(column[row]) for column in columns)) for row in rows]
         images, labels = zip(*patches, strict=True)
         return np.stack(images), np.stack(labels)
 
-    def read_at(self, slide: int, x: int, y: int, size: int, level: int) -> tuple[np.ndarray, np.ndarray]:
+    def read_at(self, slide: int, x: int, y: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Any square of a slide, patch or not.
 
         Args:
           slide: position in `index.slides`.
           x, y: top-left corner, level-0 pixels.
-          size: side in pixels of `level`.
+          size: side in patch pixels (`index.infos[slide].downsample` level-0 pixels each).
         Returns:
           image [size, size, 3] uint8, labels [size, size] uint8.
         """
         pixels, labels = self._open.get(slide)
-        return pixels.read(x, y, size, level), labels.read(x, y, size, level)
-
-    def downsample(self, slide: int, level: int) -> float:
-        """Level-0 pixels per pixel of a slide's level."""
-        return self._open.get(slide)[0].downsample(level)
+        downsample = self._index.infos[slide].downsample
+        return pixels.resample(x, y, size, downsample), labels.read(x, y, size, downsample)
 
     def _open_one(self, number: int) -> tuple[Slide, Labels]:
         record = self._index.slides[number]

@@ -32,7 +32,8 @@ def evaluate_run(
       ConfigError: a size that the run's index does not hold.
     """
     console = Console(comm.rank == 0)
-    config = config.model_copy(update={"output": run})
+    stores = config.stores.model_copy(update={"stage_to": None})  # only training reads patches more than once
+    config = config.model_copy(update={"output": run, "stores": stores})
     session = open_session(config, comm, console, threads, read_weights=False)
     pairs = on_root(comm, lambda: _choose(session, run, checkpoint, patch_size))
     rows = []

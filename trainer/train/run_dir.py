@@ -15,7 +15,7 @@ from typing import Any
 
 from trainer.errors import RunError
 
-_OURS = ("config.yaml", "index.parquet", "metrics.jsonl", "report.json", "report.md", "run.log")
+_OURS = ("config.yaml", "metrics.jsonl", "report.json", "report.md", "run.log")
 _OUR_FOLDERS = ("checkpoints", "tensorboard", "figures")
 
 
@@ -54,7 +54,7 @@ def claim_run(path: Path, *, resume: bool, overwrite: bool) -> int:
 
 
 def clear_run(path: Path) -> None:
-    """Remove what a run leaves; anything else in the folder stays."""
+    """Remove what a run leaves; anything else in the folder stays, and the index too: it is checked before its use."""
     for name in _OURS:
         (path / name).unlink(missing_ok=True)
     for name in _OUR_FOLDERS:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from trainer.batches.order import EpochOrder
+import numpy as np
+
+from trainer.batches.order import EpochOrder, rows_of_rank
 from trainer.config import Config, check_rules, dump_config
 from trainer.config.schema import StageConfig
 from trainer.curriculum import Plan, make_plan
@@ -17,11 +18,12 @@ from trainer.evaluate.score import Evaluator, Predict, make_predict
 from trainer.models import build_model
 from trainer.models.keras import keras, tf
 from trainer.patches.build import build_index
-from trainer.patches.index import PatchIndex, fingerprint, read_index, write_index
+from trainer.patches.hard import hard_rows
+from trainer.patches.index import PatchIndex, fingerprint, read_fingerprint, read_index
+from trainer.patches.sample import is_positive
 from trainer.quiet import quiet_stderr
 from trainer.runtime import Comm, on_root
-from trainer.stores import PatchStore
-from trainer.stores.slide_store import SlideStore
+from trainer.stores import PatchStore, open_store
 from trainer.train.checkpoint import digest, optimizer_variables
 from trainer.train.console import Console
 from trainer.train.step import make_optimizer
@@ -63,25 +65,15 @@ def configure_tensorflow(config: Config, threads: int, local_rank: int) -> None:
 def prepare_index(config: Config, comm: Comm, console: Console) -> PatchIndex:
     """The patch index: read where one with the same settings lies, else built by all ranks and written by rank 0."""
     path = config.index_file or config.output / "index.parquet"
-    found = on_root(comm, lambda: path.exists() and _stored_fingerprint(path) == fingerprint(config))
+    found = on_root(comm, lambda: read_fingerprint(path) == fingerprint(config))
     if found:
         console.line(f"patch index: {path} (same settings, read)")
         return read_index(path)
     console.line(f"patch index: building {path}")
-    index = build_index(config, comm.rank, comm.world_size, comm.gather, _progress(console))
-    on_root(comm, lambda: _write(index, path))
+    index = build_index(config, path, comm.rank, comm.world_size, comm.gather, _progress(console))
     for line in index.unreadable:
         console.line(f"warning: slide passed over: {line}")
     return index
-
-
-def _stored_fingerprint(path: Path) -> str:
-    return read_index(path).fingerprint
-
-
-def _write(index: PatchIndex, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_index(index, path)
 
 
 def _progress(console: Console) -> Any:
@@ -106,7 +98,9 @@ def open_session(config: Config, comm: Comm, console: Console, threads: int, *, 
     orders = {n: training_order(config, index, n, stage) for n, stage in enumerate(config.curriculum)}
     lengths = {config.curriculum[n].patch_size: order.length for n, order in orders.items()}
     plan = make_plan(config.curriculum, lengths, comm.world_size)
-    store = SlideStore(index, config.data)
+    if config.stores.stage_to:
+        console.line(f"copying each rank's training patches to {config.stores.stage_to}")
+    store = open_store(index, config, rows_to_train_on(plan, orders, comm.rank, comm.world_size))
     batch_sizes = {s.patch_size: s.local_batch_size for s in config.curriculum}
     return Session(
         config=config,
@@ -127,8 +121,18 @@ def open_session(config: Config, comm: Comm, console: Console, threads: int, *, 
 def training_order(config: Config, index: PatchIndex, number: int, stage: StageConfig) -> EpochOrder:
     """The order in which one stage reads the training patches; a function of the seed and the stage's number."""
     rows = index.select(stage.patch_size, "train")
-    is_positive = index.label_fractions[rows, 1:].sum(axis=1) >= config.sampling.min_tumour_fraction
-    return EpochOrder(rows, is_positive, config.sampling, (config.seed, number))
+    positive = is_positive(index.label_fractions[rows], config.sampling.min_tumour_fraction)
+    listed = config.sampling.hard_negatives
+    is_hard = hard_rows(index, rows, listed) if listed else None
+    return EpochOrder(rows, positive, config.sampling, (config.seed, number), is_hard)
+
+
+def rows_to_train_on(plan: Plan, orders: dict[int, EpochOrder], rank: int, world_size: int) -> np.ndarray:
+    """[n] index rows that one rank reads in the whole curriculum, each once."""
+    rows = [
+        rows_of_rank(orders[s.number], s.num_steps, s.local_batch_size, rank, world_size) for s in plan.stages
+    ]  # fmt: skip
+    return np.unique(np.concatenate(rows))
 
 
 def check_replicas(comm: Comm, model: keras.Model, optimizer: keras.optimizers.Optimizer, when: str) -> None:
