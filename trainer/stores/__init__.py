@@ -35,15 +35,17 @@ _STORES = {
 """`stores.kind` -> the class; imported when asked for, so that h5py and TensorFlow cost nothing to others."""
 
 
-def open_store(index: PatchIndex, config: Config, rows: np.ndarray | None = None) -> PatchStore:
+def open_store(index: PatchIndex, config: Config, rows: np.ndarray | None = None, *, checks: bool = True) -> PatchStore:
     """The store that the configuration names, staged and stain-normalised as it says.
 
     Args:
       rows: index rows that this rank will train on: copied to `stores.stage_to` where that is set.
+      checks: `check_store` first.
     Raises:
-      StoreError: extracted patches are missing, incomplete, or were made from another index, slide or configuration;
-        or the staging folder cannot take them.
+      StoreError: as `check_store`, or the staging folder cannot take the patches.
     """
+    if checks:
+        check_store(index, config)
     store: Any = _store_class(config.stores.kind)(index, config)
     if config.stores.stage_to and rows is not None:
         from trainer.stores.stage import stage
@@ -54,6 +56,16 @@ def open_store(index: PatchIndex, config: Config, rows: np.ndarray | None = None
     from trainer.stores.stained import StainedStore
 
     return StainedStore(store, index)
+
+
+def check_store(index: PatchIndex, config: Config) -> None:
+    """Compare extracted files with the index, the slides and the settings. One rank does it for all: it opens each.
+
+    Raises:
+      StoreError: files are missing, not whole, or were made from another index, slide or configuration.
+    """
+    if config.stores.kind != "slide":
+        _store_class(config.stores.kind)(index, config).source.check()
 
 
 def store_format(kind: str) -> PatchFormat:

@@ -23,7 +23,7 @@ from trainer.patches.index import PatchIndex, fingerprint, read_fingerprint, rea
 from trainer.patches.sample import is_positive
 from trainer.quiet import quiet_stderr
 from trainer.runtime import Comm, on_root
-from trainer.stores import PatchStore, open_store
+from trainer.stores import PatchStore, check_store, open_store
 from trainer.train.checkpoint import digest, optimizer_variables
 from trainer.train.console import Console
 from trainer.train.step import make_optimizer
@@ -89,6 +89,7 @@ def open_session(config: Config, comm: Comm, console: Console, threads: int, *, 
     for warning in check_rules(config, comm.world_size):
         console.line(f"warning: {warning}")
     index = prepare_index(config, comm, console)
+    on_root(comm, lambda: check_store(index, config))
     reduce = comm.allreduce_tensor if comm.world_size > 1 else None
     model = build_model(config.model, len(config.data.classes), all_reduce=reduce, read_weights=read_weights)
     optimizer = make_optimizer(config.training.optimizer, config.training.precision)
@@ -100,7 +101,8 @@ def open_session(config: Config, comm: Comm, console: Console, threads: int, *, 
     plan = make_plan(config.curriculum, lengths, comm.world_size)
     if config.stores.stage_to:
         console.line(f"copying each rank's training patches to {config.stores.stage_to}")
-    store = open_store(index, config, rows_to_train_on(plan, orders, comm.rank, comm.world_size))
+    rows = rows_to_train_on(plan, orders, comm.rank, comm.world_size)
+    store = open_store(index, config, rows, checks=False)
     batch_sizes = {s.patch_size: s.local_batch_size for s in config.curriculum}
     return Session(
         config=config,
