@@ -42,11 +42,20 @@ $(VENV)/.ready: setup.cfg pyproject.toml tools/build_horovod.sh
 demo: setup ## the main job: generated slides, three patch sizes, 2 ranks, a report with pictures
 	test -e $(DATA) || { rm -rf $(DATA).part; $(BIN)/widefield make-slides $(DATA).part && mv $(DATA).part $(DATA); }
 	$(BIN)/mpirun -np 2 $(BIN)/python -m trainer train configs/demo.yaml data.path=$(DATA) --overwrite
-	@echo; echo "Look at runs/demo/report.md"
+	$(BIN)/widefield inspect configs/demo.yaml data.path=$(DATA)
+	@echo; echo "Look at runs/demo/report.md, and at runs/demo/inspect.html for the slides and patches it is about"
+
+REAL_SLIDE := data/real/cmu_small_region.svs
+$(REAL_SLIDE): tools/real_slide.py | $(VENV)/.ready
+	$(BIN)/python tools/real_slide.py $@
 
 .PHONY: test
-test: setup ## all tests but those that need a Slurm
+test: setup $(REAL_SLIDE) ## all tests but those that need a Slurm or minutes
 	$(BIN)/python -m pytest
+
+.PHONY: test-long
+test-long: setup ## fuzz the annotation parsers, a few minutes
+	$(BIN)/python -m pytest tests/fuzz
 
 .PHONY: lint
 lint: setup ## ruff (lint and format) and mypy
@@ -62,6 +71,10 @@ fmt: setup ## format the code and mend what ruff can
 .PHONY: bench
 bench: setup ## measure step, data wait and memory on this machine; writes results/bench/
 	$(BIN)/python tools/bench.py
+
+.PHONY: bench-data
+bench-data: setup $(REAL_SLIDE) ## measure reading, stores, extraction and indexing; writes results/bench-data/
+	$(BIN)/python tools/bench_data.py
 
 .PHONY: ci
 ci: ## exactly what CI runs

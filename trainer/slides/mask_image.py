@@ -98,6 +98,7 @@ def _is_large_and_tiled(path: Path) -> bool:
         with tifffile.TiffFile(path) as file:
             page = file.pages.first
             is_plain = page.planarconfig == tifffile.PLANARCONFIG.CONTIG or page.samplesperpixel == 1
-            return page.is_tiled and is_plain and page.imagewidth * page.imagelength > HOLD_PIXELS
+            has_tiles = page.is_tiled and min(page.tilewidth, page.tilelength) > 0
+            return has_tiles and is_plain and page.imagewidth * page.imagelength > HOLD_PIXELS
     except Exception as error:  # tifffile raises nearly everything on damaged files
         raise AnnotationError(f"mask cannot be opened: {error}", where=str(path), fix="save it again") from error

@@ -113,7 +113,12 @@ class TiledMask:
             candidates = [*(self._page.pages or ()), *self._file.pages[1:]]
             for page in (candidate.aspage() for candidate in candidates):
                 is_alike = page.dtype == self._page.dtype and page.samplesperpixel == self._page.samplesperpixel
-                if page.is_tiled and is_alike and page.subfiletype & _REDUCED:
+                if (
+                    page.is_tiled
+                    and min(page.tilewidth, page.tilelength) > 0
+                    and is_alike
+                    and page.subfiletype & _REDUCED
+                ):
                     yield page
         except Exception:  # tifffile raises nearly everything on damaged files; level 0 is all that is needed
             return
