@@ -29,7 +29,11 @@ from trainer.slides.dataset import SlideRecord
 from trainer.slides.labels import open_labels
 from trainer.slides.slide import Slide, open_slide
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.timeout(1200),
+    pytest.mark.filterwarnings("error::RuntimeWarning"),  # numpy's: an overflow or a division that nobody looked at
+]
 
 SIZE = (150, 110)
 GROUPS = ["Tumor", "stroma", "blur", "_2", "roi", "Unclassified", "Layer 1"]
@@ -79,7 +83,9 @@ def mask_bytes() -> list[tuple[str, bytes]]:
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, format=suffix[1:])
         found.append((suffix, buffer.getvalue()))
-    for compression, factors in (("lzw", (1, 2, 4)), ("deflate", (1,)), (None, (1, 2))):
+    # No LZW: imagecodecs 2026.3.6 itself dies of a damaged stream (segmentation fault where the code after a clear code
+    # is above 257, e.g. lzw_decode(bytes.fromhex("80652050"), out=1024)).
+    for compression, factors in (("deflate", (1, 2, 4)), ("packbits", (1,)), (None, (1, 2))):
         buffer = io.BytesIO()
         with tifffile.TiffWriter(buffer) as file:
             for n in factors:
@@ -170,7 +176,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz")
 
 
-@long(15000)
+@long(9000)
 @given(st.integers(0, 2), SEEDS)
 def test_damaged_annotation_files(folder: Path, which: int, seed: int) -> None:
     data = (QUPATH, IMAGESCOPE, asap_bytes(folder))[which]
@@ -234,7 +240,7 @@ FEATURE = mostly(
 )
 
 
-@long(3000)
+@long(2500)
 @given(mostly(st.lists(FEATURE, max_size=4), ANYTHING), mostly(st.just("FeatureCollection"), ANYTHING), st.booleans())
 def test_geojson_with_wrong_parts(folder: Path, features: Any, kind: Any, features_first: bool) -> None:
     members = [("type", kind), ("features", features)][:: -1 if features_first else 1]
@@ -282,7 +288,7 @@ ODD_XML = st.recursive(
 )
 
 
-@long(3000)
+@long(2500)
 @given(st.sampled_from(list(TYPES)).flatmap(
     lambda root: st.tuples(st.just(root), st.lists(mostly(annotations(root), ODD_XML), max_size=4))
 ))  # fmt: skip
@@ -299,7 +305,7 @@ def slide(folder: Path) -> Slide:
     return open_slide(pyramid(folder / "slide.tif", np.zeros((SIZE[1], SIZE[0], 3), np.uint8)))
 
 
-@long(5000)
+@long(4000)
 @given(st.integers(0, 5), SEEDS, st.booleans())
 def test_damaged_masks(folder: Path, slide: Slide, which: int, seed: int, is_held: bool) -> None:
     suffix, data = mask_bytes()[which]

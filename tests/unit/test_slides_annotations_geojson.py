@@ -99,10 +99,11 @@ def test_what_is_no_area_is_counted(tmp_path: Path) -> None:
     geometries = [
         {"type": "MultiPoint", "coordinates": [[1, 1]]}, {"type": "LineString", "coordinates": [[1, 1], [2, 2]]},
         {"type": "Polygon", "coordinates": []}, polygon([(1, 1)]), polygon([(1, 1), (2, 2), (3, 3)]), None,
+        polygon([(1, 0), (1e-36, 1), (0, 1)]),
     ]  # fmt: skip
     found = read(tmp_path, *(feature(g) for g in geometries))
     assert not found.areas and found.passed_over == {
-        "point: not an area": 1, "line: not an area": 1, "outline that encloses no area": 3,
+        "point: not an area": 1, "line: not an area": 1, "outline that encloses no area": 4,
         "object without a geometry": 1,
     }  # fmt: skip
 

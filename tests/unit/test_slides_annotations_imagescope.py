@@ -100,6 +100,7 @@ def test_bow_tie_names_layer_and_region(tmp_path: Path) -> None:
         (layer("<Region><Vertices><Vertex X='1'/></Vertices></Region>"), "a point has no Y"),
         (layer("<Region><Vertices><Vertex X='1' Y='inf'/></Vertices></Region>"), "not a finite number"),
         (layer("<Region><Vertices><Vertex X='a' Y='1'/></Vertices></Region>"), "not a number"),
+        (layer(region([(1, 1), (float("inf"), 2)], "2")), "not a finite number"),
         (layer("<Region><Region/></Region>"), "holds another annotation"),
         (layer(layer()), "holds another annotation"),
     ],

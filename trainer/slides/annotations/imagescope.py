@@ -16,6 +16,7 @@ from shapely.geometry.base import BaseGeometry
 from trainer.errors import AnnotationError
 from trainer.slides.annotations.asap import corners
 from trainer.slides.annotations.drawing import NO_AREA, Drawing, DrawingBuilder
+from trainer.slides.annotations.outline import check_coordinates
 from trainer.slides.annotations.xml_file import vertex
 from trainer.slides.geometry import polygons_of
 
@@ -66,6 +67,7 @@ class ImageScopeReader:
             self._builder.pass_over("arrow, ruler, line or text: not an area")
             return
         points = np.array(self._vertices).reshape(-1, 2)
+        check_coordinates(points, self._where())
         if kind == _ELLIPSE and len(points) >= 2:
             points = ellipse(points)
         elif kind == _RECTANGLE and len(points) == 2:

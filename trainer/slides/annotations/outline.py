@@ -39,15 +39,17 @@ def enclosed_area(rings: Sequence[np.ndarray], where: str, program: str) -> Base
       AnnotationError: coordinates that are not finite or beyond `MAX_COORDINATE_PX`, or a bow-tie.
     """
     for ring in rings:
-        _check_coordinates(ring, where)
+        check_coordinates(ring, where)
     outline, *holes = [_open(ring) for ring in rings]
     if len(outline) < 3:
         return None
     polygon = Polygon(outline, [hole for hole in holes if len(hole) >= 3])
-    return polygon if polygon.is_valid else _repaired(polygon, where, program)
+    area = polygon if polygon.is_valid else _repaired(polygon, where, program)
+    return area if area.area > 0 else None
 
 
-def _check_coordinates(ring: np.ndarray, where: str) -> None:
+def check_coordinates(ring: np.ndarray, where: str) -> None:
+    """Raises AnnotationError where a coordinate of [N, 2] is not finite or beyond `MAX_COORDINATE_PX`."""
     if not np.isfinite(ring).all():
         raise AnnotationError("a coordinate is not a finite number", where=where, fix="redraw or delete it")
     if np.abs(ring).max(initial=0) > MAX_COORDINATE_PX:
@@ -62,16 +64,14 @@ def _open(ring: np.ndarray) -> np.ndarray:
     return ring[:-1] if len(ring) > 1 and (ring[0] == ring[-1]).all() else ring
 
 
-def _repaired(polygon: Polygon, where: str, program: str) -> BaseGeometry | None:
+def _repaired(polygon: Polygon, where: str, program: str) -> BaseGeometry:
     crossings = _num_crossings(polygon)
     if crossings > _MAX_CROSSINGS:
         raise _no_simple_polygon(f"it crosses itself about {crossings:.0e} times", where, program)
     # 'structure' and not 'linework', which needs a minute and gigabytes for a tangle of a few hundred points
     repaired = polygons_of(shapely.make_valid(polygon, method="structure", keep_collapsed=False))
-    if repaired.is_empty:
-        return None
     # A loop that runs backwards counts negative in polygon.area and positive once repaired; one that runs twice around
-    # counts double and single. Either way the difference is the area of which the sides are in doubt.
+    # counts double and then once. Either way the difference is the area of which the sides are in doubt.
     if abs(repaired.area - polygon.area) <= REPAIR_TOLERANCE * repaired.area:
         return repaired
     raise _no_simple_polygon(f"{shapely.is_valid_reason(polygon)} (level-0 x y)", where, program)
