@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -155,7 +157,7 @@ def write_part(part: SlidePatches, path: Path) -> None:
     """Write the patches of one slide; equal patches give equal content. A reader never sees half a file."""
     arrays = {f.name: getattr(part, f.name) for f in fields(part) if f.name not in ("info", "tissue")}
     arrays |= {_TISSUE + k: v for k, v in part.tissue.to_arrays().items()} if part.tissue else {}
-    temporary = path.with_name(f".{path.name}.part")
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.part")  # two may do one slide
     with temporary.open("wb") as file:
         np.savez_compressed(file, info=np.array(json.dumps(asdict_json(part.info))), **arrays)
     temporary.replace(path)

@@ -16,7 +16,7 @@ _SHOWN = 20
 
 def summary(index: PatchIndex) -> str:
     """Patches per size and split with the mean share of each class, then what was passed over in annotations."""
-    header = f"{'size':>6} {'split':>6} {'slides':>7} {'patches':>9}  "
+    header = f"{'size':>6} {'split':>6} {'slides':>7} {'patches':>8}  "
     lines = [header + "  ".join(f"{c:>10}" for c in index.class_names)]
     for size in index.patch_sizes:
         for split in _SPLITS:
@@ -25,7 +25,7 @@ def summary(index: PatchIndex) -> str:
                 shares = index.label_fractions[rows].mean(axis=0)
                 slides = len(np.unique(index.slide[rows]))
                 cells = "  ".join(f"{s:>10.1%}" for s in shares)
-                lines.append(f"{size:>6} {split:>6} {slides:>7} {len(rows):>9}  {cells}")
+                lines.append(f"{size:>6} {split:>6} {slides:>7} {len(rows):>8}  {cells}")
     told = zip(index.slides, map(_passed_over, index.infos), strict=True)
     passed_over = [f"{record.slide.name}: passed over {reasons}" for record, reasons in told if reasons]
     more = len(passed_over) - _SHOWN
