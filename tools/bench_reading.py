@@ -12,18 +12,20 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openslide
 
-from trainer.slides.slide import PyramidSlide, open_slide
+from trainer.slides.slide import PyramidSlide, Slide, open_slide
 
-CASES = ((256, 1, 160), (256, 2, 160), (1024, 1, 16), (2048, 1, 6))
+CASES = ((256, 1, 320), (256, 2, 320), (1024, 1, 16), (2048, 1, 6))
 """Side of the regions in px, threads, regions per round."""
 ROUNDS = 9
+_CEILING_PX = CASES[0][0]
+_slide_of_process: Slide
 Read = Callable[[int, int, int], object]
 
 
@@ -32,8 +34,11 @@ def measure(path: Path, rounds: int = ROUNDS) -> dict[str, Any]:
 
     Returns:
       {"slide": ..., "cases": [{"size", "threads", "<reader>": {"median", "quartiles"}, "ratio_<reader>": ...}]}, with
-      ratios of the product to the other reader.
+      ratios of the product to the other reader; "two_processes_over_one_thread" is the ceiling of
+      "two_threads_over_one" on this machine at this time.
     """
+    pool = ProcessPoolExecutor(2, initializer=_open_in_process, initargs=(path,))
+    list(pool.map(_read_in_process, [[], []]))  # starts the processes before there are threads to fork
     by_hand = openslide.OpenSlide(path)
     slide, through_openslide = open_slide(path), PyramidSlide(path)
     readers: dict[str, Read] = {
@@ -44,6 +49,7 @@ def measure(path: Path, rounds: int = ROUNDS) -> dict[str, Any]:
     _warm_page_cache(path)
     rng = np.random.default_rng(0)
     speeds: list[dict[str, list[float]]] = [{name: [] for name in readers} for _ in CASES]
+    processes: list[float] = []
     for number in range(rounds + 1):
         for (size, threads, count), case in zip(CASES, speeds, strict=True):
             positions = rng.integers(0, np.array(slide.size) - size, (count, 2)).tolist()
@@ -51,6 +57,9 @@ def measure(path: Path, rounds: int = ROUNDS) -> dict[str, Any]:
                 speed = _speed(read, positions, size, threads)
                 if number:  # the first round warms up
                     case[name].append(speed)
+        positions = rng.integers(0, np.array(slide.size) - _CEILING_PX, (CASES[0][2], 2)).tolist()
+        processes.append(_speed_of_processes(pool, positions))
+    pool.shutdown()
     return {
         "slide": path.name,
         "size": slide.size,
@@ -62,7 +71,25 @@ def measure(path: Path, rounds: int = ROUNDS) -> dict[str, Any]:
             for (size, threads, _), case in zip(CASES, speeds, strict=True)
         ],
         "two_threads_over_one": _ratio(speeds[1]["ours"], speeds[0]["ours"]),
+        "two_processes_over_one_thread": _ratio(processes[1:], speeds[0]["ours"]),
     }
+
+
+def _speed_of_processes(pool: ProcessPoolExecutor, positions: list[list[int]]) -> float:
+    """Two processes that share nothing: what this machine's two cores can give at this moment."""
+    start = time.perf_counter()
+    list(pool.map(_read_in_process, [positions[i::2] for i in range(2)]))
+    return len(positions) * _CEILING_PX**2 / 1e6 / (time.perf_counter() - start)
+
+
+def _open_in_process(path: Path) -> None:
+    global _slide_of_process
+    _slide_of_process = open_slide(path)
+
+
+def _read_in_process(positions: list[list[int]]) -> None:
+    for x, y in positions:
+        _slide_of_process.read(x, y, _CEILING_PX)
 
 
 def _speed(read: Read, positions: list[list[int]], size: int, threads: int) -> float:
