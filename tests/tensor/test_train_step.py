@@ -13,6 +13,7 @@ from trainer.runtime import SingleComm
 from trainer.train.checkpoint import Progress, digest, load_checkpoint, save_checkpoint
 from trainer.train.step import allreduce_bytes, make_optimizer, make_train_step
 
+Trained = tuple[keras.Model, keras.optimizers.Optimizer, Path]
 SMALL = ModelConfig(backbone="resnet18", aspp_channels=16, decoder_channels=16, dropout=0.0)
 
 
@@ -99,18 +100,20 @@ def test_bytes_on_the_wire_follow_the_compression() -> None:
     assert [allreduce_bytes(model, c) for c in ("none", "fp16", "bf16")] == [4 * count, 2 * count, 2 * count]
 
 
-def trained(tmp_path: Path) -> tuple[keras.Model, keras.optimizers.Optimizer, Path]:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A network after one step, its optimiser and their checkpoint, which no test changes."""
     model, config = small_model(), TrainingConfig()
     optimizer = make_optimizer(config.optimizer, "float32")
     optimizer.build(model.trainable_variables)
     make_train_step(model, optimizer, config, SingleComm())(*batch())
-    path = tmp_path / "a.safetensors"
+    path = tmp_path_factory.mktemp("checkpoint") / "a.safetensors"
     save_checkpoint(path, model, optimizer, Progress(1, 2))
     return model, optimizer, path
 
 
-def test_a_checkpoint_restores_every_bit_of_network_and_optimiser(tmp_path: Path) -> None:
-    model, optimizer, path = trained(tmp_path)
+def test_a_checkpoint_restores_every_bit_of_network_and_optimiser(trained: Trained) -> None:
+    model, optimizer, path = trained
     keras.utils.set_random_seed(9)
     other = build_model(SMALL, 2)
     other_optimizer = make_optimizer(OptimizerConfig(), "float32")
@@ -122,16 +125,16 @@ def test_a_checkpoint_restores_every_bit_of_network_and_optimiser(tmp_path: Path
     alone = build_model(SMALL, 2)
     load_checkpoint(path, alone)
     assert digest(alone) == digest(model)
-    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+    assert [p.name for p in path.parent.iterdir()] == ["a.safetensors"]
 
 
 @pytest.mark.parametrize(
     "change", [{"backbone": "resnet34"}, {"aspp_channels": 24}, {"norm": "batch"}], ids=lambda c: str(c)
 )
 def test_a_checkpoint_of_another_architecture_is_refused_before_anything_changes(
-    tmp_path: Path, change: dict[str, object]
+    trained: Trained, change: dict[str, object]
 ) -> None:
-    _, _, path = trained(tmp_path)
+    _, _, path = trained
     other = small_model(SMALL.model_copy(update=change))
     before = digest(other)
     with pytest.raises(CheckpointError, match="another architecture") as error:
@@ -140,8 +143,10 @@ def test_a_checkpoint_of_another_architecture_is_refused_before_anything_changes
     assert digest(other) == before
 
 
-def test_a_file_that_is_no_checkpoint_or_cut_short_is_named_and_nothing_is_executed(tmp_path: Path) -> None:
-    model, _, path = trained(tmp_path)
+def test_a_file_that_is_no_checkpoint_or_cut_short_is_named_and_nothing_is_executed(
+    trained: Trained, tmp_path: Path
+) -> None:
+    model, _, path = trained
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     pickled = tmp_path / "pickle.safetensors"
