@@ -75,14 +75,15 @@ svg .mark { fill: none; stroke: #000; stroke-width: 1.8; stroke-dasharray: 4 3; 
 svg text { text-anchor: middle; dominant-baseline: central; font-weight: 700; fill: #fff; stroke: #000;
   stroke-width: 3px; vector-effect: non-scaling-stroke; paint-order: stroke; }
 summary { cursor: pointer; font-weight: 600; } details { margin-top: 18px; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 14px; }
+.tiles { display: grid; grid-template-columns: repeat(8, 1fr); gap: 14px; }
 figure { margin: 0; min-width: 0; } figcaption { margin-top: 4px; font-size: 12px; line-height: 1.4; }
 figcaption span { display: block; } figcaption b { display: inline-block; min-width: 20px; padding: 0 5px;
   border-radius: 3px; text-align: center; color: var(--card); background: var(--soft); }
 figcaption b.positive { color: #fff; background: #b34700; }
+@media (max-width: 1100px) { .tiles { grid-template-columns: repeat(4, 1fr); } }
 @media (max-width: 800px) { .columns, .halves { grid-template-columns: minmax(0, 1fr); }
   header, main { padding: 0 10px; } section { padding: 14px 12px; }
-  .tiles { grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)); gap: 10px; } }
+  .tiles { grid-template-columns: repeat(2, 1fr); gap: 10px; } }
 @media print { body { background: #fff; } section { border: 0; padding: 0; } .long .scroll { max-height: none; }
   .back { display: none; } figure, tr, .stack { break-inside: avoid; } .slide { break-before: page; }
   * { print-color-adjust: exact; } }
