@@ -25,7 +25,8 @@ from trainer.inspect.choose import contact_rows, find_slide, spread_over_splits
 from trainer.inspect.drawing import density, label_rings
 from trainer.inspect.markup import join, tag
 from trainer.inspect.remarks import remarks
-from trainer.inspect.write import index_of, write_page
+from trainer.inspect.write import write_page
+from trainer.patches.build import build_index
 from trainer.patches.index import PatchIndex
 from trainer.patches.sample import is_positive
 
@@ -96,7 +97,7 @@ def cohort(tmp_path: Path) -> Path:
 
 def index_and_page(config: Config, **settings: object) -> tuple[PatchIndex, Page]:
     path = config.output / "index.parquet"
-    index = index_of(config, path)
+    index = build_index(config, path)
     return index, Page(write_page(index, config, path, **settings).read_text())  # type: ignore[arg-type]
 
 
@@ -212,7 +213,7 @@ def test_slides_that_cannot_be_read_are_listed_first(cohort: Path) -> None:
 
 def test_a_slide_that_is_damaged_after_indexing_is_told_in_its_place(cohort: Path) -> None:
     config, path = run_config(cohort), cohort / "run" / "index.parquet"
-    index = index_of(config, path)
+    index = build_index(config, path)
     (cohort / "a.png").write_bytes(b"no image")
     page = Page(write_page(index, config, path).read_text())
     assert "cannot be opened" in page.sections["slide-0"] and "Contact sheet" in page.sections["slide-1"]
@@ -326,7 +327,7 @@ def test_command_builds_the_index_once_and_says_where_the_page_is(
 
 def test_pages_are_the_same_to_the_byte_and_do_not_need_the_kept_masks(cohort: Path) -> None:
     config, path = run_config(cohort), cohort / "run" / "index.parquet"
-    index = index_of(config, path)
+    index = build_index(config, path)
     first = write_page(index, config, path, cohort / "1.html").read_bytes()
     for part in (cohort / "run" / "index.parquet.parts").iterdir():
         part.unlink()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.cli.common import OVERRIDES_HELP, add_config_arguments, config_of, parse_task
+from trainer.cli.progress import ProgressLines
 from trainer.errors import ConfigError, DataError, SlideError
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    """Index where needed, then what is missing or stale; failures of single slides are told at the end."""
     from trainer.runtime.pool import worker_pool
     from trainer.stores.extract import extract, jobs_of, unfinished
 
@@ -76,21 +78,17 @@ def _check_kind(config: Config) -> None:
 
 def _index(config: Config, pool: Run, task: tuple[int, int] | None) -> PatchIndex:
     """As `widefield index` makes it; the tasks of a job array do not build it one by one."""
-    from trainer.patches.build import build_index
-    from trainer.patches.index import fingerprint, read_fingerprint, read_index
+    from trainer.patches.build import read_or_build
+    from trainer.patches.index import is_current
 
-    path = config.index_file or config.output / "index.parquet"
-    if read_fingerprint(path) == fingerprint(config):
-        print(f"patch index: {path} (same settings, read)", flush=True)
-        return read_index(path)
-    if task:
+    if task and not is_current(config.index_path, config):
         raise DataError(
             "there is no patch index of these settings and slides, which all tasks need",
-            where=str(path),
+            where=str(config.index_path),
             fix="widefield index CONFIG first",
         )
-    print(f"patch index: building {path}", flush=True)
-    index = build_index(config, path, run=pool)
+    print(f"patch index: {config.index_path}", flush=True)
+    index = read_or_build(config, ProgressLines("slides indexed"), pool)
     for line in index.unreadable:
         print(f"warning: slide passed over: {line}")
     return index

@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    """One task of an array, or the whole index: by MPI ranks where there are several, else by processes."""
     from trainer.config import check_rules
     from trainer.patches.build import build_index, do_jobs, jobs_of, raise_failures
     from trainer.patches.summary import slides_csv, summary
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     config = config_of(args)
     comm = start_comm("mpi")
     check_rules(config, comm.world_size)
-    path = args.out or config.index_file or config.output / "index.parquet"
+    path = args.out or config.index_path
     progress = ProgressLines("slides", active=comm.rank == 0)
     workers = args.workers if comm.world_size == 1 else 1
     with local_pool(workers) as pool:

@@ -28,11 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from trainer.config import check_rules
-    from trainer.inspect.write import index_of, write_page
+    from trainer.inspect.write import write_page
+    from trainer.patches.build import read_or_build
+    from trainer.runtime.pool import local_pool
 
     config = config_of(args)
     check_rules(config)
-    path = config.index_file or config.output / "index.parquet"
-    index = index_of(config, path, ProgressLines("slides"))
-    out = write_page(index, config, path, args.out, args.slide, args.max_slides, ProgressLines("slides drawn"))
+    with local_pool() as pool:
+        index = read_or_build(config, ProgressLines("slides"), pool)
+    out = write_page(
+        index, config, config.index_path, args.out, args.slide, args.max_slides, ProgressLines("slides drawn")
+    )
     print(f"page: {out} ({out.stat().st_size / 1e6:.1f} MB)")

@@ -337,3 +337,8 @@ class Config(Section):
     def patch_sizes(self) -> tuple[int, ...]:
         """The distinct patch sizes of the curriculum, ascending."""
         return tuple(sorted({s.patch_size for s in self.curriculum}))
+
+    @property
+    def index_path(self) -> Path:
+        """Where the patch index of this run lies or will lie."""
+        return self.index_file or self.output / "index.parquet"

@@ -1,4 +1,4 @@
-"""From a configuration to the page on disk: the index, then slide by slide."""
+"""From an index to the page on disk, slide by slide."""
 
 from __future__ import annotations
 
@@ -12,22 +12,11 @@ from trainer.inspect.collect import collect, open_direct_store
 from trainer.inspect.markup import Html
 from trainer.inspect.page import page
 from trainer.inspect.slide_section import fault_section, slide_section
-from trainer.patches.build import Progress, build_index
-from trainer.patches.index import PatchIndex, fingerprint, read_fingerprint, read_index
+from trainer.patches.build import Progress
+from trainer.patches.index import PatchIndex
 from trainer.stores import PatchStore
 
 log = logging.getLogger(__name__)
-
-
-def index_of(config: Config, path: Path, progress: Progress | None = None) -> PatchIndex:
-    """The index at `path` where it has these settings, else a new one.
-
-    Raises:
-      SlideError, DataError, AnnotationError: see `build_index`.
-    """
-    if read_fingerprint(path) == fingerprint(config):
-        return read_index(path)
-    return build_index(config, path, progress=progress)
 
 
 def write_page(

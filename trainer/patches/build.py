@@ -16,7 +16,7 @@ import numpy as np
 
 from trainer.config.schema import Config
 from trainer.errors import DataError, SlideError, WidefieldError
-from trainer.patches.index import PatchIndex, SlideInfo, fingerprint_of, read_index, write_index
+from trainer.patches.index import PatchIndex, SlideInfo, fingerprint_of, is_current, read_index, write_index
 from trainer.patches.one_slide import SlidePatches, index_slide, part_path, read_part, write_part
 from trainer.patches.split import UNUSED, assign_splits
 from trainer.patches.summary import write_slides_csv
@@ -139,6 +139,17 @@ def build_index(
     if failure:
         raise failure
     return read_index(path)
+
+
+def read_or_build(config: Config, progress: Progress | None = None, run: Run = map) -> PatchIndex:
+    """The index at `config.index_path` where it is current, else a new one; for one process and its workers.
+
+    Raises:
+      SlideError, DataError, AnnotationError: see `build_index`.
+    """
+    if is_current(config.index_path, config):
+        return read_index(config.index_path)
+    return build_index(config, config.index_path, progress=progress, run=run)
 
 
 def assemble(config: Config, outcomes: Sequence[Outcome]) -> PatchIndex:

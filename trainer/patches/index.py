@@ -196,6 +196,15 @@ def read_fingerprint(path: Path) -> str:
         return ""
 
 
+def is_current(path: Path, config: Config) -> bool:
+    """Whether the index at `path` is the one that this configuration and its files would give.
+
+    Raises:
+      DataError: see `load_dataset`.
+    """
+    return read_fingerprint(path) == fingerprint(config)
+
+
 def _row_groups(num_rows: int) -> Iterator[slice]:
     for start in range(0, max(num_rows, 1), _ROW_GROUP):
         yield slice(start, min(start + _ROW_GROUP, num_rows))

@@ -19,7 +19,7 @@ from trainer.models import build_model
 from trainer.models.keras import keras, tf
 from trainer.patches.build import build_index
 from trainer.patches.hard import hard_rows
-from trainer.patches.index import PatchIndex, fingerprint, read_fingerprint, read_index
+from trainer.patches.index import PatchIndex, is_current, read_index
 from trainer.patches.sample import is_positive
 from trainer.quiet import quiet_stderr
 from trainer.runtime import Comm, on_root
@@ -64,9 +64,8 @@ def configure_tensorflow(config: Config, threads: int, local_rank: int) -> None:
 
 def prepare_index(config: Config, comm: Comm, console: Console) -> PatchIndex:
     """The patch index: read where one with the same settings lies, else built by all ranks and written by rank 0."""
-    path = config.index_file or config.output / "index.parquet"
-    found = on_root(comm, lambda: read_fingerprint(path) == fingerprint(config))
-    if found:
+    path = config.index_path
+    if on_root(comm, lambda: is_current(path, config)):
         console.line(f"patch index: {path} (same settings, read)")
         return read_index(path)
     console.line(f"patch index: building {path}")
