@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="write the index here instead")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core; 1 under mpirun)")
     parser.add_argument(
-        "--task", type=parse_task, metavar="I/N", help="only the I-th of N equal parts of the slides, I from 0"
+        "--task", type=parse_task, metavar="I/N", help="only slides I, I+N, I+2N, ... of the data set, I from 0"
     )
 
 
