@@ -54,8 +54,8 @@ test: setup $(REAL_SLIDE) ## all tests but those that need a Slurm or minutes
 	$(BIN)/python -m pytest
 
 .PHONY: test-long
-test-long: setup ## fuzz the annotation parsers, a few minutes
-	$(BIN)/python -m pytest tests/fuzz
+test-long: setup $(REAL_SLIDE) ## what takes minutes: runs killed again and again, a full disk, fuzzed annotations
+	$(BIN)/python -m pytest -m long tests
 
 .PHONY: lint
 lint: setup ## ruff (lint and format) and mypy

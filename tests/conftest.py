@@ -6,12 +6,16 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT", "1")
 os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
+# how long an example takes says nothing on a busy machine
+settings.register_profile("widefield", deadline=None)
+settings.load_profile("widefield")
 
 
 @pytest.fixture(scope="session")

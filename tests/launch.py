@@ -13,14 +13,27 @@ MPIRUN = Path(sys.executable).parent / "mpirun"
 
 def mpirun(num_ranks: int, *arguments: str | Path, timeout_s: int = 240, **environ: str) -> subprocess.CompletedProcess:
     """`mpirun -np N python ...` with a time limit; the caller looks at the exit status and the output."""
+    return _run(_mpirun_command(num_ranks, *arguments), timeout_s, environ)
+
+
+def start_mpirun(num_ranks: int, *arguments: str | Path) -> subprocess.Popen:
+    """The same, to be watched, warned and killed; both streams come together."""
+    command = _mpirun_command(num_ranks, *arguments)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, env=_environment({}), cwd=ROOT, text=True, **streams)
+
+
+def _mpirun_command(num_ranks: int, *arguments: str | Path) -> list[str]:
     launcher = str(MPIRUN) if MPIRUN.exists() else "mpirun"
-    command = [launcher, "--oversubscribe", "-np", str(num_ranks), sys.executable, *map(str, arguments)]
-    return _run(command, timeout_s, environ)
+    return [launcher, "--oversubscribe", "-np", str(num_ranks), sys.executable, *map(str, arguments)]
 
 
-def widefield(*arguments: str | Path, timeout_s: int = 240, **environ: str) -> subprocess.CompletedProcess:
-    """`python -m trainer ...` in one process."""
-    return _run([sys.executable, "-m", "trainer", *map(str, arguments)], timeout_s, environ)
+def widefield(
+    *arguments: str | Path, timeout_s: int = 240, file_limit: int | None = None, **environ: str
+) -> subprocess.CompletedProcess:
+    """`python -m trainer ...` in one process; `file_limit`: bytes that a file may have, as on a disk that is full."""
+    limit = ["prlimit", f"--fsize={file_limit}"] if file_limit else []
+    return _run([*limit, sys.executable, "-m", "trainer", *map(str, arguments)], timeout_s, environ)
 
 
 def run_python(*arguments: str | Path, timeout_s: int = 240) -> subprocess.CompletedProcess:
@@ -29,8 +42,12 @@ def run_python(*arguments: str | Path, timeout_s: int = 240) -> subprocess.Compl
 
 
 def _run(command: list[str], timeout_s: int, environ: dict[str, str]) -> subprocess.CompletedProcess:
-    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "TF_CPP_MIN_LOG_LEVEL": "3", **environ}
+    env = _environment(environ)
     return subprocess.run(command, env=env, cwd=ROOT, timeout=timeout_s, capture_output=True, text=True, check=False)
+
+
+def _environment(more: dict[str, str]) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "TF_CPP_MIN_LOG_LEVEL": "3", **more}
 
 
 def must_pass(done: subprocess.CompletedProcess) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class WidefieldError(Exception):
@@ -73,10 +74,26 @@ class CheckpointError(WidefieldError):
     kind = "CheckpointError"
 
 
+class TrainingError(WidefieldError):
+    """Training cannot go on."""
+
+    kind = "TrainingError"
+
+
 class RunError(WidefieldError):
     """The run directory is held, not empty, or not a run directory."""
 
     kind = "RunError"
+
+
+class StoppedBySignal(Exception):
+    """Not an error: the run was asked to stop, has saved its state, and wants to be started again."""
+
+    EXIT_CODE = 75
+    """EX_TEMPFAIL of sysexits.h: "the user is invited to retry". Job scripts requeue on it."""
+
+    def __init__(self, run: Path, step: int, total_steps: int) -> None:
+        super().__init__(f"stopped by a signal after step {step} of {total_steps}; widefield train --resume {run}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from trainer.config import load_config
+from trainer.curriculum import Position
 from trainer.errors import CommError
 from trainer.runtime import start_comm
+from trainer.train.agreement import require_agreement
 from trainer.train.checkpoint import digest
 from trainer.train.console import Console
-from trainer.train.loop import stage_batches
-from trainer.train.session import check_replicas, configure_tensorflow, open_session
+from trainer.train.data import stage_batches
+from trainer.train.session import configure_tensorflow, open_session
 from trainer.train.step import make_train_step
 
 config = load_config(Path(sys.argv[1]), sys.argv[2:])
@@ -24,14 +26,14 @@ configure_tensorflow(config.model_copy(update={"seed": seed}), 1, comm.local_ran
 session = open_session(config, comm, Console(False), 1)
 assert len(set(comm.gather(digest(session.model, session.optimizer)))) == 1
 
-stage = session.plan.stages[0]
-step = make_train_step(session.model, session.optimizer, config.training, comm)
+stage = session.plan(Position()).stages[0]
+step = make_train_step(session.model, session.optimizer, config.training, comm)(1)
 before = digest(session.model)
 rows = []
-for images, labels in stage_batches(session, stage, 0):
-    import tensorflow as tf
-
-    step(tf.constant(images), tf.constant(labels))
+for number, (images, labels) in enumerate(stage_batches(session, stage)):
+    result = step(images, labels, number, comm.rank == 1 and number == 2)
+    assert result.stop_requested == (number == 2), "one rank's wish to stop reaches all at the same step"
+    assert len(set(comm.gather(result.loss))) == 1, "the loss is that of all ranks"
     assert len(set(comm.gather(digest(session.model, session.optimizer)))) == 1, "equal after every step"
     rows.append(images.tobytes())
 assert digest(session.model) != before, "the network must have learned something"
@@ -45,9 +47,9 @@ if comm.rank == 1:
     variable = session.model.trainable_variables[0]
     variable.assign(np.nextafter(variable.numpy(), np.float32(np.inf)))
 try:
-    check_replicas(comm, session.model, session.optimizer, "in this test")
+    require_agreement(comm, {"weights": digest(session.model, session.optimizer)}, "in this test")
 except CommError as error:
-    assert "[1]" in str(error)
+    assert "rank 1 (" in str(error) and "weights" in str(error)
 else:
     raise AssertionError("one changed bit on one rank must be found on all")
 print(f"rank {comm.rank} ok", flush=True)

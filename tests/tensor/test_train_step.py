@@ -1,19 +1,16 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from trainer.config.schema import LossConfig, ModelConfig, OptimizerConfig, TrainingConfig
-from trainer.errors import CheckpointError
 from trainer.models import build_model, segmentation_loss
 from trainer.models.keras import keras, tf
 from trainer.runtime import SingleComm
-from trainer.train.checkpoint import Progress, digest, load_checkpoint, save_checkpoint
-from trainer.train.step import allreduce_bytes, make_optimizer, make_train_step
+from trainer.train.checkpoint import digest
+from trainer.train.ema import Averaged
+from trainer.train.step import Step, allreduce_bytes, make_optimizer, make_train_step, wire_bytes
 
-Trained = tuple[keras.Model, keras.optimizers.Optimizer, Path]
 SMALL = ModelConfig(backbone="resnet18", aspp_channels=16, decoder_channels=16, dropout=0.0)
 
 
@@ -28,13 +25,18 @@ def small_model(config: ModelConfig = SMALL) -> keras.Model:
     return build_model(config, 2)
 
 
-def batch() -> tuple[tf.Tensor, tf.Tensor]:
+def train_step(model: keras.Model, config: TrainingConfig, passes: int = 1, averaged: Averaged | None = None) -> Step:
+    optimizer = make_optimizer(config.optimizer, config.precision)
+    return make_train_step(model, optimizer, config, SingleComm(), averaged)(passes)
+
+
+def batch() -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     labels = np.zeros((2, 64, 64), np.uint8)
     labels[:, :, 32:] = 1
     labels[0, :5] = 255
     images = (labels[..., None] % 2 * 120 + rng.integers(0, 100, (2, 64, 64, 3))).astype(np.uint8)
-    return tf.constant(images), tf.constant(labels)
+    return images, labels
 
 
 def test_one_step_equals_plain_gradient_descent_applied_once() -> None:
@@ -49,13 +51,10 @@ def test_one_step_equals_plain_gradient_descent_applied_once() -> None:
         return loss, tape.gradient(loss, model.trainable_variables)
 
     loss, gradients = plain()
-    before = [v.numpy() for v in model.trainable_variables]
-    step = make_train_step(model, make_optimizer(config.optimizer, "float32"), config, SingleComm())
-    assert float(step(images, labels)) == pytest.approx(float(loss), rel=1e-4)
-    for variable, old, gradient in zip(model.trainable_variables, before, gradients, strict=True):
-        update, expected = variable.numpy() - old, -0.1 * gradient.numpy()
-        error = np.linalg.norm(update - expected) / (np.linalg.norm(expected) + 1e-6)
-        assert error < 0.01, f"{variable.name}: {error}"  # a second application would make it 1
+    ours, change = change_of(model, config, images, labels, 1)
+    expected = -0.1 * np.concatenate([g.numpy().ravel() for g in gradients])
+    assert ours == pytest.approx(float(loss), rel=1e-5)
+    assert np.linalg.norm(change - expected) < 1e-4 * np.linalg.norm(expected)  # a second application would make it 1
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
@@ -64,8 +63,8 @@ def test_every_precision_learns(precision: str, optimizer: str) -> None:
     keras.mixed_precision.set_global_policy(precision)
     model = small_model()
     config = TrainingConfig(precision=precision, optimizer=OptimizerConfig(name=optimizer, learning_rate=3e-3))
-    step = make_train_step(model, make_optimizer(config.optimizer, precision), config, SingleComm())
-    losses = [float(step(*batch())) for _ in range(12)]
+    step = train_step(model, config)
+    losses = [step(*batch(), n, False).loss for n in range(12)]
     assert np.isfinite(losses).all()
     assert losses[-1] < 0.75 * losses[0]
     assert all(v.dtype == tf.float32 for v in model.trainable_variables)
@@ -75,8 +74,8 @@ def test_every_precision_learns(precision: str, optimizer: str) -> None:
 def test_every_optimiser_learns(name: str) -> None:
     model = small_model()
     config = TrainingConfig(optimizer=OptimizerConfig(name=name, learning_rate=5e-3, weight_decay=1e-4))
-    step = make_train_step(model, make_optimizer(config.optimizer, "float32"), config, SingleComm())
-    losses = [float(step(*batch())) for _ in range(10)]
+    step = train_step(model, config)
+    losses = [step(*batch(), n, False).loss for n in range(10)]
     assert losses[-1] < losses[0]
 
 
@@ -89,69 +88,84 @@ def test_a_float16_overflow_skips_the_step_and_lowers_the_scale() -> None:
     optimizer.loss_scale  # noqa: B018 - builds its variable
     before = digest(model)
     optimizer._loss_scale._current_loss_scale.assign(3e38)
-    make_train_step(model, optimizer, config, SingleComm())(*batch())
+    make_train_step(model, optimizer, config, SingleComm())(1)(*batch(), 0, False)
     assert digest(model) == before
     assert float(optimizer.loss_scale) < 3e38
 
 
-def test_bytes_on_the_wire_follow_the_compression() -> None:
+SGD = TrainingConfig(optimizer=OptimizerConfig(name="sgd", momentum=0.0, learning_rate=0.1))
+
+
+def change_of(model: keras.Model, config: TrainingConfig, images: np.ndarray, labels: np.ndarray, passes: int) -> tuple:
+    """(loss, what a step adds to all weights as one vector); the weights are put back."""
+    before = [v.numpy() for v in model.trainable_variables]
+    loss = train_step(model, config, passes)(images, labels, 0, False).loss
+    change = [(v.numpy() - old).ravel() for v, old in zip(model.trainable_variables, before, strict=True)]
+    for variable, old in zip(model.trainable_variables, before, strict=True):
+        variable.assign(old)
+    return loss, np.concatenate(change)
+
+
+def test_accumulating_k_passes_equals_one_pass_with_a_k_fold_batch() -> None:
+    model = small_model()
+    images, labels = (np.concatenate([x, x[::-1, ::-1]]) for x in batch())
+    labels[0, :40] = 255  # patches with few labelled pixels count as they do in one batch
+    once, whole = change_of(model, SGD, images, labels, 1)
+    for passes in (2, 4):
+        loss, change = change_of(model, SGD, images, labels, passes)
+        assert loss == pytest.approx(once, rel=1e-5)
+        assert np.linalg.norm(change - whole) < 1e-5 * np.linalg.norm(whole)
+
+
+def test_recomputing_changes_memory_not_the_step() -> None:
+    model = small_model()
+    loss, change = change_of(model, SGD, *batch(), 1)
+    again, recomputed = change_of(model, SGD.model_copy(update={"recompute": "blocks"}), *batch(), 1)
+    assert again == pytest.approx(loss, rel=1e-6)
+    assert np.linalg.norm(recomputed - change) < 1e-5 * np.linalg.norm(change)
+
+
+def test_noise_is_a_function_of_the_step_so_that_a_resumed_run_repeats_it() -> None:
+    config = SGD.model_copy(update={"optimizer": OptimizerConfig(name="sgd", momentum=0.0, learning_rate=1e-12)})
+    step = train_step(small_model(SMALL.model_copy(update={"dropout": 0.5})), config)
+    losses = [step(*batch(), n, False).loss for n in (0, 1, 0)]
+    assert losses[0] == losses[2] != losses[1]
+
+
+def test_averaged_weights_follow_the_trained_ones_at_a_distance() -> None:
+    model = small_model()
+    start, averaged = digest(model), Averaged(model, 0.9)
+    step = train_step(model, SGD, averaged=averaged)
+    for n in range(3):
+        step(*batch(), n, False)
+    trained = digest(model)
+    with averaged.swapped():
+        assert digest(model) not in (start, trained)
+    assert digest(model) == trained
+
+
+def test_weight_decay_shrinks_kernels_and_leaves_norms_and_biases_alone() -> None:
+    decaying = OptimizerConfig(name="sgd", momentum=0.0, learning_rate=0.1, weight_decay=0.5)
+    model = small_model()
+    _, plain = change_of(model, SGD, *batch(), 1)
+    _, decayed = change_of(model, SGD.model_copy(update={"optimizer": decaying}), *batch(), 1)
+    sizes = np.cumsum([v.shape.num_elements() for v in model.trainable_variables])[:-1]
+    parts = zip(model.trainable_variables, np.split(plain, sizes), np.split(decayed, sizes), strict=True)
+    for variable, without, with_decay in parts:
+        expected = 0.0 if "kernel" not in variable.name else -0.05 * variable.numpy().ravel()
+        np.testing.assert_allclose(with_decay - without, expected, atol=1e-5, err_msg=variable.name)
+
+
+def test_a_clipped_gradient_is_no_longer_than_was_asked() -> None:
+    clipped = OptimizerConfig(name="sgd", momentum=0.0, learning_rate=0.1, clip_norm=0.01)
+    _, change = change_of(small_model(), SGD.model_copy(update={"optimizer": clipped}), *batch(), 1)
+    assert np.linalg.norm(change) == pytest.approx(0.001, rel=1e-2)
+
+
+def test_bytes_on_the_wire_follow_the_compression_and_the_number_of_ranks() -> None:
     model = small_model()
     count = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
-    assert [allreduce_bytes(model, c) for c in ("none", "fp16", "bf16")] == [4 * count, 2 * count, 2 * count]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A network after one step, its optimiser and their checkpoint, which no test changes."""
-    model, config = small_model(), TrainingConfig()
-    optimizer = make_optimizer(config.optimizer, "float32")
-    optimizer.build(model.trainable_variables)
-    make_train_step(model, optimizer, config, SingleComm())(*batch())
-    path = tmp_path_factory.mktemp("checkpoint") / "a.safetensors"
-    save_checkpoint(path, model, optimizer, Progress(1, 2))
-    return model, optimizer, path
-
-
-def test_a_checkpoint_restores_every_bit_of_network_and_optimiser(trained: Trained) -> None:
-    model, optimizer, path = trained
-    keras.utils.set_random_seed(9)
-    other = build_model(SMALL, 2)
-    other_optimizer = make_optimizer(OptimizerConfig(), "float32")
-    other_optimizer.build(other.trainable_variables)
-    assert digest(other, other_optimizer) != digest(model, optimizer)
-    assert load_checkpoint(path, other, other_optimizer) == Progress(1, 2)
-    assert digest(other, other_optimizer) == digest(model, optimizer)
-    keras.utils.set_random_seed(9)
-    alone = build_model(SMALL, 2)
-    load_checkpoint(path, alone)
-    assert digest(alone) == digest(model)
-    assert [p.name for p in path.parent.iterdir()] == ["a.safetensors"]
-
-
-@pytest.mark.parametrize(
-    "change", [{"backbone": "resnet34"}, {"aspp_channels": 24}, {"norm": "batch"}], ids=lambda c: str(c)
-)
-def test_a_checkpoint_of_another_architecture_is_refused_before_anything_changes(
-    trained: Trained, change: dict[str, object]
-) -> None:
-    _, _, path = trained
-    other = small_model(SMALL.model_copy(update=change))
-    before = digest(other)
-    with pytest.raises(CheckpointError, match="another architecture") as error:
-        load_checkpoint(path, other)
-    assert str(path) in str(error.value)
-    assert digest(other) == before
-
-
-def test_a_file_that_is_no_checkpoint_or_cut_short_is_named_and_nothing_is_executed(
-    trained: Trained, tmp_path: Path
-) -> None:
-    model, _, path = trained
-    cut = tmp_path / "cut.safetensors"
-    cut.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    pickled = tmp_path / "pickle.safetensors"
-    pickled.write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "owned").encode() + b"'\ntR.")
-    for bad in (cut, pickled, tmp_path / "none.safetensors"):
-        with pytest.raises(CheckpointError, match=bad.name):
-            load_checkpoint(bad, model)
-    assert not (tmp_path / "owned").exists()
+    statistics = 4 * sum(int(np.prod(v.shape)) for v in model.non_trainable_variables)
+    expected = [width * count + statistics + 8 for width in (4, 2, 2)]
+    assert [allreduce_bytes(model, c) for c in ("none", "fp16", "bf16")] == expected
+    assert [wire_bytes(1000, n) for n in (1, 2, 4)] == [0, 1000, 1500]

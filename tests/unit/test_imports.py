@@ -17,6 +17,7 @@ LAYERS = [
     {"batches", "models", "curriculum", "inspect"},
     {"evaluate"},
     {"train"},
+    {"bench"},
     {"cli"},
 ]
 ROOMS = {
@@ -28,7 +29,7 @@ ROOMS = {
     "simplejpeg": {"slides", "stores"},
     "openslide": {"slides"},
     "tifffile": {"slides"},
-    "matplotlib": {"evaluate"},
+    "matplotlib": {"evaluate", "bench"},
     "pyarrow": {"patches"},
 }
 FILES = sorted(ROOT.rglob("*.py"))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.batches.order import EpochOrder, hard_quota, positions_of_step, rows_of_rank
+from trainer.batches.order import EpochOrder, hard_quota, positions_of_rank, rows_of_rank
 from trainer.config.schema import SamplingConfig
 from trainer.errors import DataError
 from trainer.patches.hard import hard_rows
@@ -100,9 +100,12 @@ def test_an_epoch_shows_hard_patches_in_their_share_of_the_negative_ones() -> No
     assert hard_quota(0, 5, 8, 0.25) == (0, 8) and hard_quota(5, 0, 8, 0.25) == (8, 0)
 
 
-@given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 4), st.integers(0, 30))
-def test_rows_of_a_rank_are_those_it_reads_step_by_step(patches: int, batch: int, world_size: int, steps: int) -> None:
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 4), st.integers(0, 30), st.integers(0, 50))
+def test_rows_of_a_rank_are_those_it_reads_step_by_step(
+    patches: int, batch: int, world_size: int, steps: int, first: int
+) -> None:
     order = EpochOrder(np.arange(patches) * 3, np.zeros(patches, bool), SamplingConfig(), (7,))
     for rank in range(world_size):
-        read = {row for s in range(steps) for _, row in order.at(positions_of_step(s, batch, rank, world_size))}
-        assert rows_of_rank(order, steps, batch, rank, world_size).tolist() == sorted(read)
+        starts = [first + s * batch * world_size for s in range(steps)]
+        read = {row for start in starts for _, row in order.at(positions_of_rank(start, batch, rank, world_size))}
+        assert rows_of_rank(order, first, steps * batch, rank, world_size).tolist() == sorted(read)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from trainer.batches.warp import draw_map, warp
 from trainer.config.schema import AugmentConfig
 from trainer.slides.stain import hed_jitter
 
@@ -13,23 +14,26 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 def augment(
     image: np.ndarray, label: np.ndarray, config: AugmentConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Flip, turn, stain-jitter and colour-jitter one patch.
+    """Flip, turn, zoom, deform, stain-jitter and colour-jitter one patch.
 
     Args:
       image: [P, P, 3] uint8.
-      label: [P, P] uint8, moved with the image, its values untouched.
+      label: [P, P] uint8, moved with the image; nearest label where pixels are interpolated.
     Returns:
       The same shapes and dtypes.
     """
     turns, mirror = int(rng.integers(4)), bool(rng.integers(2))
     jitter = 1 + rng.uniform(-1, 1, 3) * (config.brightness, config.contrast, config.saturation)
+    # what came later draws later, whatever is applied first: the numbers above stay what they were
+    stain = config.hed * rng.uniform(-1, 1, (2, 3)) if config.hed else None
     if config.flip:
         image, label = np.rot90(image, turns), np.rot90(label, turns)
         if mirror:
             image, label = image[:, ::-1], label[:, ::-1]
-    if config.hed:
-        alpha, beta = config.hed * rng.uniform(-1, 1, (2, 3))  # drawn last: the numbers above stay what they were
-        image = hed_jitter(image, 1 + alpha, beta)
+    if config.scale or config.elastic:
+        image, label = warp(image, label, draw_map(len(label), config.scale, config.elastic, rng))
+    if stain is not None:
+        image = hed_jitter(image, 1 + stain[0], stain[1])
     if config.brightness or config.contrast or config.saturation:
         image = jitter_colour(image, *jitter)
     return image, label

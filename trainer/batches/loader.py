@@ -9,7 +9,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from trainer.batches.augment import augment
-from trainer.batches.order import EpochOrder, positions_of_step
 from trainer.config.schema import AugmentConfig
 
 Patch = tuple[np.ndarray, np.ndarray]
@@ -45,17 +44,12 @@ def _collect(futures: list[Future[Patch]]) -> Batch:
 
 def training_jobs(
     store_read: Callable[[np.ndarray], Batch],
-    order: EpochOrder,
-    steps: range,
-    local_batch_size: int,
-    rank: int,
-    world_size: int,
+    places_of_steps: Iterable[list[tuple[int, int]]],
     config: AugmentConfig,
     seed: int,
 ) -> Iterator[list[Callable[[], Patch]]]:
-    """The patches one rank trains on at each of `steps`, as jobs for `prefetched`."""
-    for step in steps:
-        places = order.at(positions_of_step(step, local_batch_size, rank, world_size))
+    """The patches one rank trains on at each step, given as (epoch, row) places, as jobs for `prefetched`."""
+    for places in places_of_steps:
         yield [_training_job(store_read, epoch, row, config, seed) for epoch, row in places]
 
 

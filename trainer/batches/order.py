@@ -1,8 +1,9 @@
 """The one order of patches that all ranks compute alike, and each rank's slice of it.
 
-A stage reads an endless stream: epoch 0's permutation, then epoch 1's, and so on. Position p of the stream belongs to
-rank p mod world_size. So each patch of an epoch is read by exactly one rank, ranks differ by at most one patch, all
-take the same number of steps, no batch is ever short, and one number says how far a run has come.
+A stage reads an endless stream of each of its patch sizes: epoch 0's permutation, then epoch 1's, and so on. A
+step takes the next positions of one stream and deals them out: every world_size-th to each rank. So each patch of an
+epoch is read by exactly one rank, all take the same number of steps, no batch is ever short, and one number per size
+says how far a run has come, on whatever number of ranks it goes on.
 """
 
 from __future__ import annotations
@@ -90,14 +91,14 @@ def _draw(pool: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     return np.concatenate([rng.permutation(pool) for _ in range(repeats)])[:count]
 
 
-def positions_of_step(step: int, local_batch_size: int, rank: int, world_size: int) -> np.ndarray:
-    """[local_batch_size] stream positions that one rank reads at one step of a stage."""
-    return step * local_batch_size * world_size + rank + world_size * np.arange(local_batch_size)
+def positions_of_rank(first: int, count: int, rank: int, world_size: int) -> np.ndarray:
+    """[count] stream positions that one rank reads where all ranks together take `count * world_size` from `first`."""
+    return first + rank + world_size * np.arange(count, dtype=np.int64)
 
 
-def rows_of_rank(order: EpochOrder, num_steps: int, local_batch_size: int, rank: int, world_size: int) -> np.ndarray:
-    """[n] int64 rows that one rank reads in the first `num_steps` steps of a stage, ascending, each once."""
-    positions = rank + world_size * np.arange(num_steps * local_batch_size, dtype=np.int64)
+def rows_of_rank(order: EpochOrder, first: int, count: int, rank: int, world_size: int) -> np.ndarray:
+    """[n] int64 rows at a rank's positions (as `positions_of_rank`), ascending, each once."""
+    positions = positions_of_rank(first, count, rank, world_size)
     epochs = positions // order.length
     rows = [order.epoch(int(e))[positions[epochs == e] % order.length] for e in np.unique(epochs)]
     return np.unique(np.concatenate(rows)) if rows else np.zeros(0, np.int64)

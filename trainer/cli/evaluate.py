@@ -32,6 +32,6 @@ def run(args: argparse.Namespace) -> None:
     from trainer.train.session import configure_tensorflow
 
     threads = my_threads()
-    comm = start_comm(config.runtime.backend)
+    comm = start_comm(config.runtime.backend, config.runtime.horovod)
     configure_tensorflow(config, threads, comm.local_rank)
     evaluate_run(config, args.run_dir, comm, threads, checkpoint=args.checkpoint, patch_size=args.patch_size)

@@ -10,12 +10,12 @@ import traceback
 from collections.abc import Sequence
 
 from trainer import __version__
-from trainer.cli import config, evaluate, extract, index, inspect, make_slides, train
-from trainer.errors import WidefieldError
+from trainer.cli import bench, config, evaluate, extract, index, inspect, make_slides, runs, train
+from trainer.errors import StoppedBySignal, WidefieldError
 from trainer.runtime.start import stop_all_ranks
 from trainer.runtime.world import detect_world
 
-COMMANDS = (make_slides, index, inspect, extract, train, evaluate, config)
+COMMANDS = (make_slides, index, inspect, extract, train, evaluate, runs, config, bench)
 
 _DESCRIPTION = """\
 Train segmentation networks on whole-slide images with a curriculum of growing patch sizes.
@@ -56,10 +56,14 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     return args
 
 
+def rank_of_this_process() -> int:
+    world = detect_world(os.environ)
+    return world.rank if world else 0
+
+
 def _show_log() -> None:
     """Remarks of the data code (slides left out, say) go to people once, on rank 0."""
-    world = detect_world(os.environ)
-    if world is None or world.rank == 0:
+    if rank_of_this_process() == 0:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         logging.getLogger("trainer").addHandler(handler)
@@ -67,13 +71,21 @@ def _show_log() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command. Exit status: 0 done, 1 a bug of ours (with traceback), 2 a mistake it can explain."""
+    """Run one command.
+
+    Exit status: 0 done, 1 a bug of ours (with traceback), 2 a mistake it can explain, 75 stopped by a signal with its
+    state saved: start it again.
+    """
     args = parse(make_parser(), argv)
     _show_log()
     try:
         args.run(args)
     except WidefieldError as error:
         stop_all_ranks(str(error), 2)
+    except StoppedBySignal as stopped:
+        if rank_of_this_process() == 0:
+            print(stopped, file=sys.stderr, flush=True)
+        sys.exit(stopped.EXIT_CODE)
     except KeyboardInterrupt:
         stop_all_ranks("interrupted", 130)
     except BrokenPipeError:  # the reader of our output has gone (| head)

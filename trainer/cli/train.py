@@ -13,7 +13,11 @@ DETAILS = f"""\
   widefield train configs/demo.yaml                                        one process
   mpirun -np 2 python -m trainer train configs/demo.yaml                   two ranks on this machine
   mpirun -np 2 --map-by ppr:1:package --bind-to package python -m trainer train configs/camelyon16.yaml
-  widefield train --resume runs/demo                                       go on after a stop
+  widefield train --resume runs/demo                                       go on after a stop, on any number of ranks
+  widefield train configs/camelyon16.yaml --plan --world-size 64           steps, batches, memory and time; no training
+
+SIGTERM and SIGUSR1 (sbatch --signal=USR1@120) make a run save its state after the step it is in and end with exit
+status 75: start it again with --resume. (Under mpirun send USR1: on TERM it gives its ranks half a second.)
 
 {OVERRIDES_HELP}"""
 
@@ -21,20 +25,36 @@ DETAILS = f"""\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser, optional=True)
     parser.add_argument("--resume", type=Path, metavar="RUN_DIR", help="go on from the newest checkpoint of a run")
+    parser.add_argument("--plan", action="store_true", help="print what the run would do, need and take, and stop")
+    parser.add_argument("--world-size", type=int, metavar="N", help="--plan: ranks to plan for (default 1)")
+    parser.add_argument("--ranks-per-node", type=int, metavar="N", help="--plan: ranks that share a node's memory")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that the output directory holds")
 
 
 def run(args: argparse.Namespace) -> None:
     config = _config(args)
+    if args.plan:
+        _print_plan(config, args.world_size or 1, args.ranks_per_node or 1)
+        return
     from trainer.runtime import start_comm
     from trainer.runtime.start import my_threads
     from trainer.train.loop import train
     from trainer.train.session import configure_tensorflow
 
     threads = my_threads()
-    comm = start_comm(config.runtime.backend)
+    comm = start_comm(config.runtime.backend, config.runtime.horovod)
     configure_tensorflow(config, threads, comm.local_rank)
     train(config, comm, threads, resume=args.resume is not None, overwrite=args.overwrite)
+
+
+def _print_plan(config: Config, world_size: int, ranks_per_node: int) -> None:
+    from trainer.runtime.start import my_threads
+    from trainer.train.forecast import print_forecast
+    from trainer.train.session import configure_tensorflow
+
+    threads = my_threads()
+    configure_tensorflow(config, threads, 0)
+    print_forecast(config, world_size, ranks_per_node, threads)
 
 
 def _config(args: argparse.Namespace) -> Config:

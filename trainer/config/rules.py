@@ -16,19 +16,32 @@ def check_rules(config: Config, world_size: int = 1) -> list[str]:
     """
     _check_patch_sizes(config)
     _check_class_weights(config)
+    _check_recompute(config)
     return [*_norm_warnings(config, world_size), *_idle_settings(config, world_size)]
 
 
 def _check_patch_sizes(config: Config) -> None:
     stride = 16  # the decoder meets the 1/4 map and the backbone halves 4 times, at output stride 8 too
     for i, stage in enumerate(config.curriculum):
-        if stage.patch_size % stride:
-            better = max(stride * 2, round(stage.patch_size / stride) * stride)
-            raise ConfigError(
-                f"a patch of {stage.patch_size} px does not divide by {stride}, which the network needs",
-                where=f"curriculum[{i}].patch_size",
-                fix=f"curriculum.{i}.patch_size={better}",
-            )
+        for size in stage.size_shares:
+            if size % stride:
+                better = max(stride * 2, round(size / stride) * stride)
+                is_mixture = stage.sizes is not None
+                raise ConfigError(
+                    f"a patch of {size} px does not divide by {stride}, which the network needs",
+                    where=f"curriculum[{i}].{'sizes' if is_mixture else 'patch_size'}",
+                    fix=f"{better} instead of {size}" if is_mixture else f"curriculum.{i}.patch_size={better}",
+                )
+
+
+def _check_recompute(config: Config) -> None:
+    if config.training.recompute != "none" and config.model.norm in ("batch", "sync_batch"):
+        raise ConfigError(
+            f"recompute={config.training.recompute} would count each batch twice in the statistics of "
+            f"model.norm={config.model.norm}",
+            where="training.recompute",
+            fix="model.norm=group (or frozen), or training.recompute=none",
+        )
 
 
 def _check_class_weights(config: Config) -> None:
@@ -42,7 +55,8 @@ def _check_class_weights(config: Config) -> None:
 
 
 def _norm_warnings(config: Config, world_size: int) -> list[str]:
-    batches = [s.local_batch_size * (world_size if config.model.norm == "sync_batch" else 1) for s in config.curriculum]
+    shared_by = world_size if config.model.norm == "sync_batch" else 1
+    batches = [99 if s.local_batch_size == "auto" else s.local_batch_size * shared_by for s in config.curriculum]
     if config.model.norm in ("batch", "sync_batch") and min(batches) < 4:
         stage = batches.index(min(batches))
         return [
@@ -55,9 +69,11 @@ def _norm_warnings(config: Config, world_size: int) -> list[str]:
 
 
 def _idle_settings(config: Config, world_size: int) -> list[str]:
-    optimizer, warnings = config.training.optimizer, []
-    if optimizer.weight_decay and optimizer.name != "adamw":
-        warnings.append(f"training.optimizer.weight_decay has no effect with {optimizer.name}; use name=adamw")
+    warnings = []
+    if config.runtime.deterministic and config.runtime.horovod.autotune and world_size > 1:
+        warnings.append(
+            "runtime.horovod.autotune lets timing decide what is summed with what: runs differ in last bits"
+        )
     if config.split.train_centres and config.split.by != "centre":
         warnings.append("split.by has no effect where train_centres and val_centres are given")
     grid_only = [name for name in ("overlap", "max_per_slide") if getattr(config.index, name)]

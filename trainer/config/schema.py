@@ -171,6 +171,10 @@ class AugmentConfig(Section):
     contrast: float = Field(0.1, ge=0.0, le=1.0)
     saturation: float = Field(0.1, ge=0.0, le=1.0)
     """Largest relative change of each; 0 turns it off."""
+    scale: float = Field(0.0, ge=0.0, le=0.5)
+    """Largest relative zoom: a patch is magnified by a factor from 1 / (1 + this) to 1 + this; 0 turns it off."""
+    elastic: float = Field(0.0, ge=0.0, le=0.1)
+    """Elastic deformation (Simard et al. 2003): largest shift of a pixel as a share of the patch size; 0: off."""
     hed: float = Field(0.0, ge=0.0, le=0.5)
     """Stain jitter in haematoxylin-eosin-DAB space (Tellez et al. 2018): largest change of each stain's amount, as a
     factor 1 +- this and an offset of +- this (optical density, base 10); 0.05 is light, 0.2 strong, 0 turns it off."""
@@ -223,6 +227,11 @@ class ModelConfig(Section):
     decoder_channels: Positive = 256
     dropout: float = Field(0.1, ge=0.0, lt=1.0)
     """Dropout after the spatial pyramid pooling."""
+    decoder_dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """Dropout of whole channels before the classifier."""
+    stochastic_depth: float = Field(0.0, ge=0.0, lt=1.0)
+    """Probability that the backbone's last residual block is left out for a patch while training; earlier blocks less,
+    in proportion to their depth (Huang et al. 2016). Needs a backbone with residual blocks."""
 
 
 class LossConfig(Section):
@@ -255,7 +264,9 @@ class OptimizerConfig(Section):
     momentum: float = Field(0.9, ge=0.0, lt=1.0)
     """SGD only."""
     weight_decay: float = Field(0.0, ge=0.0)
-    """AdamW only."""
+    """Decoupled (Loshchilov and Hutter 2019), for any optimiser, of kernels only: norms and biases are left alone."""
+    clip_norm: float | None = Field(None, gt=0.0)
+    """Largest global norm of the averaged gradient; None leaves it as it is."""
 
 
 class TrainingConfig(Section):
@@ -264,29 +275,78 @@ class TrainingConfig(Section):
     """What gradients are cast to on the wire."""
     optimizer: OptimizerConfig = OptimizerConfig()
     loss: LossConfig = LossConfig()
+    recompute: Literal["none", "blocks"] = "none"
+    """blocks: keep only what passes between blocks of the network and compute the rest again in the backward pass
+    (Chen et al. 2016, arXiv 1604.06174): about half the memory or less, about a third more time."""
+    ema_decay: float = Field(0.0, ge=0.0, lt=1.0)
+    """Decay per step of the averaged weights that are scored and kept beside the trained ones; 0 turns it off."""
     log_every_steps: Positive = 10
     checkpoint_every_steps: Positive | None = None
-    """Beside the checkpoint at the end of each stage."""
+    checkpoint_every_minutes: float | None = Field(15.0, gt=0.0)
+    """Beside the checkpoint at the end of each stage; steps and minutes may both be given."""
     keep_checkpoints: Positive = 3
-    """How many of the latest checkpoints stay; the last of every stage always does."""
+    """How many of the latest checkpoints stay; the last of every stage and the best always do."""
+    best_by: Literal["common_miou", "common_dice", "common_auc", "common_accuracy"] = "common_miou"
+    """Score by which the best checkpoint is chosen."""
+    check_every_steps: Positive | None = 100
+    """Compare all ranks' weights, settings and position, beside the start and every stage; None: only there."""
+    rollbacks: int = Field(2, ge=0)
+    """How often a run whose loss is not finite goes back to its newest checkpoint before it stops."""
+    rollback_rate_factor: float = Field(0.5, gt=0.0, le=1.0)
+    """What the learning rate is multiplied by at each rollback."""
+
+
+class PlateauConfig(Section):
+    """A stage that ends when scoring no longer rises. Every `every_steps` the common footprint is scored."""
+
+    every_steps: Positive
+    patience: Positive = 3
+    """Scorings in a row without a new best after which the stage ends, on all ranks together."""
+    min_delta: float = Field(0.002, ge=0.0)
+    """A new best is one that is better by more than this (of `training.best_by`)."""
+    max_steps: Positive
+    """The stage ends here at the latest; learning-rate schedules count on this length."""
 
 
 class StageConfig(Section):
     """One stage of the curriculum. Its length is given in exactly one unit."""
 
-    patch_size: int = Field(ge=32)
+    patch_size: int | None = Field(None, ge=32)
     """Width and height in pixels of `index.resolution`."""
-    local_batch_size: Positive
-    """Patches per rank and step."""
+    sizes: dict[Annotated[int, Field(ge=32)], Annotated[float, Field(gt=0.0)]] | None = None
+    """Instead of `patch_size`: a mixture, {size: share of the steps}. Shares are relative to their sum."""
+    local_batch_size: Positive | Literal["auto"]
+    """Patches per rank and forward pass; in a mixture those of the largest size, smaller ones get as many as keep the
+    pixels. auto: as many pixels as the largest patch of the curriculum, as far as `runtime.memory_gb` allows."""
+    accumulate: Positive = 1
+    """Forward passes per optimiser step; their gradients are averaged."""
     epochs: float | None = Field(None, gt=0.0)
+    """Times that all training patches (of the largest size) are seen."""
+    images: Positive | None = None
+    """Patches over all ranks."""
     steps: Positive | None = None
+    """Optimiser steps."""
+    plateau: PlateauConfig | None = None
     learning_rate_factor: float = Field(1.0, gt=0.0)
 
     @model_validator(mode="after")
-    def _one_unit(self) -> StageConfig:
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give exactly one of epochs and steps")
+    def _one_of_each(self) -> StageConfig:
+        if (self.patch_size is None) == (self.sizes is None) or self.sizes == {}:
+            raise ValueError("give exactly one of patch_size and sizes")
+        if [self.epochs, self.images, self.steps, self.plateau].count(None) != 3:
+            raise ValueError("give exactly one of epochs, images, steps and plateau")
         return self
+
+    @property
+    def size_shares(self) -> dict[int, float]:
+        """Patch size -> share of the stage's steps, ascending by size; shares add up to 1."""
+        sizes = self.sizes or {self.patch_size or 0: 1.0}
+        return {size: sizes[size] / sum(sizes.values()) for size in sorted(sizes)}
+
+    @property
+    def largest_size(self) -> int:
+        """The size that the stage is scored at."""
+        return max(self.size_shares)
 
 
 class EvaluationConfig(Section):
@@ -300,9 +360,27 @@ class EvaluationConfig(Section):
     """Validation regions drawn beside their truth and prediction in the report."""
 
 
+class HorovodConfig(Section):
+    """How gradients are put together for the all-reduce. Have no effect with backend=mpi."""
+
+    bucket_mb: float = Field(32.0, gt=0.0)
+    """Gradients (float32 megabytes) that travel together. Smaller starts earlier in the backward pass, larger wastes
+    less on latency."""
+    cycle_ms: float = Field(1.0, gt=0.0)
+    """How often Horovod looks for gradients that are ready."""
+    autotune: bool = False
+    """Let Horovod choose what travels together and the cycle while training. Sums then depend on timing: two runs with
+    fp16, or on more than two ranks, differ in their last bits."""
+
+
 class RuntimeConfig(Section):
     backend: Literal["horovod", "mpi"] = "horovod"
     """What carries gradients under mpirun or srun; a process that no launcher started needs neither."""
+    horovod: HorovodConfig = HorovodConfig()
+    deterministic: bool = True
+    """TensorFlow's deterministic operations: the same run twice gives the same bits."""
+    memory_gb: float | None = Field(None, gt=0.0)
+    """Memory one rank may take, for local_batch_size=auto and warnings; None: its share of what the node has."""
     read_threads: Positive = 2
     """Threads per rank that read and augment patches."""
     prefetch_batches: Positive = 3
@@ -336,7 +414,7 @@ class Config(Section):
     @property
     def patch_sizes(self) -> tuple[int, ...]:
         """The distinct patch sizes of the curriculum, ascending."""
-        return tuple(sorted({s.patch_size for s in self.curriculum}))
+        return tuple(sorted({size for s in self.curriculum for size in s.size_shares}))
 
     @property
     def index_path(self) -> Path:

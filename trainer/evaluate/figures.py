@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,15 @@ def draw_regions(path: Path, folder: Path, stages: Sequence[dict[str, Any]], cla
     figure.tight_layout(rect=(0, 0.25 / figure.get_figheight(), 1, 1))
     _save(figure, path, tight=False)
     return True
+
+
+def stage_pictures(folder: Path, stage: int) -> Iterator[tuple[str, np.ndarray]]:
+    """(region number, [h, 3 w, 3] uint8: slide, truth and prediction side by side) of one stage."""
+    for predicted in sorted(folder.glob(f"*-stage{stage}.png")):
+        region = predicted.name.split("-")[0]
+        image, truth = (np.asarray(Image.open(folder / f"{region}-{kind}.png")) for kind in ("image", "truth"))
+        classes = [colour_classes(x) for x in (truth, np.asarray(Image.open(predicted)))]
+        yield region, np.concatenate([image, *classes], axis=1)
 
 
 def _save(figure: Any, path: Path, tight: bool = True) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from trainer.config.schema import ModelConfig
 from trainer.errors import ModelError, nearest
-from trainer.models.dilation import Dilated, dilate
-from trainer.models.keras import keras
+from trainer.models.dilation import ChangeBranch, Dilated, dilate, residual_branches
+from trainer.models.keras import keras, tf
+from trainer.models.noise import NoiseSource, with_noise
 from trainer.models.norms import AllReduce, norm_in_place_of
 
 with contextlib.redirect_stdout(io.StringIO()):  # it prints a greeting, on every rank
@@ -25,22 +26,46 @@ _IMAGENET = "imagenet"
 BACKBONE_NAMES = tuple(sorted([*_BACKBONES.models, "xception"]))
 
 
-def build_backbone(config: ModelConfig, *, all_reduce: AllReduce | None, read_weights: bool) -> keras.Model:
+def build_backbone(
+    config: ModelConfig, *, all_reduce: AllReduce | None, read_weights: bool, noise: NoiseSource | None = None
+) -> keras.Model:
     """The configured backbone: scaled image [B, H, W, 3] -> (low-level map at 1/4, deepest map at 1/output_stride).
 
     Args:
       all_reduce: for `norm: sync_batch`, see `SyncBatchNorm`.
       read_weights: False leaves `config.weights` unread, for a network that a checkpoint will fill.
+      noise: what `config.stochastic_depth` draws from; None: a source of its own.
     Raises:
-      ModelError: unknown name, or weights that are missing, unreadable, of another network or not to be downloaded.
+      ModelError: unknown name, weights that are missing, unreadable, of another network or not to be downloaded, or
+        stochastic depth without residual blocks.
     """
     network = _published(config.backbone, config.weights if read_weights else None)
     dilated = dilate(
-        network, config.output_stride, lambda norm, name: norm_in_place_of(norm, config.norm, name, all_reduce)
+        network,
+        config.output_stride,
+        lambda norm, name: norm_in_place_of(norm, config.norm, name, all_reduce),
+        _branch_dropper(network, config, noise or NoiseSource()),
     )
     low_level = _low_level_layer(config.backbone, network, dilated)
     deepest = network.layers[-1].name
     return keras.Model(dilated.image, [dilated.features[low_level], dilated.features[deepest]], name="backbone")
+
+
+def _branch_dropper(network: keras.Model, config: ModelConfig, noise: NoiseSource) -> ChangeBranch | None:
+    """Stochastic depth: what becomes of the branch of a residual block."""
+    if config.stochastic_depth == 0:
+        return None
+    if not residual_branches(network):
+        raise ModelError(
+            f"{config.backbone} has no residual blocks that could be left out",
+            where="model.stochastic_depth",
+            fix="set model.stochastic_depth=0, or choose a backbone with them, e.g. resnet50 or mobilenetv2",
+        )
+
+    def drop(branch: tf.Tensor, depth: float, name: str) -> tf.Tensor:
+        return with_noise(branch, config.stochastic_depth * depth, "patch", noise, f"{name}_branch")
+
+    return drop
 
 
 def _low_level_layer(name: str, network: keras.Model, dilated: Dilated) -> str:

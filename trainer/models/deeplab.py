@@ -11,6 +11,7 @@ from collections.abc import Callable
 from trainer.config.schema import ModelConfig
 from trainer.models.backbones import build_backbone
 from trainer.models.keras import keras, tf
+from trainer.models.noise import NoiseSource, with_noise
 from trainer.models.norms import AllReduce, decoder_norm
 from trainer.models.pixels import PixelScaling, pixel_mode
 
@@ -25,7 +26,7 @@ def build_model(
     """The network: images [B, H, W, 3] uint8 or float in 0..255 -> logits [B, H, W, num_classes] float32.
 
     Pixel scaling is inside. Keras' global precision policy decides the type of the arithmetic. Weights are drawn from
-    Keras' global seed (`keras.utils.set_random_seed`).
+    Keras' global seed (`keras.utils.set_random_seed`), the masks of its random layers from `noise_seed(model)`.
 
     Args:
       all_reduce: sum over ranks for `norm: sync_batch`; None when there is one rank.
@@ -39,12 +40,13 @@ def build_model(
 
     image_BHWC = keras.Input((None, None, 3), dtype="float32", name="image")  # Keras casts uint8 on the way in
     scaled_BHWC = PixelScaling(pixel_mode(config.backbone, config.weights is not None), name="pixels")(image_BHWC)
-    backbone = build_backbone(config, all_reduce=all_reduce, read_weights=read_weights)
+    noise = NoiseSource()
+    backbone = build_backbone(config, all_reduce=all_reduce, read_weights=read_weights, noise=noise)
     low_level, deepest = backbone(scaled_BHWC)
-    context = _pyramid(deepest, config, new_norm)
+    context = with_noise(_pyramid(deepest, config, new_norm), config.dropout, "value", noise, "aspp_dropout")
     decoded = _decoder(context, low_level, config.decoder_channels, new_norm)
-    # float32 under every policy: the loss and small class differences need the digits
-    logits = keras.layers.Conv2D(num_classes, 1, dtype="float32", name="classifier")(decoded)
+    decoded = with_noise(decoded, config.decoder_dropout, "channel", noise, "decoder_dropout")
+    logits = Classifier(num_classes, 1, name="classifier")(decoded)
     logits_BHWC = ResizeLike(dtype="float32", name="logits")([logits, image_BHWC])
     return keras.Model(image_BHWC, logits_BHWC, name=f"deeplabv3plus_{config.backbone}")
 
@@ -57,8 +59,7 @@ def _pyramid(deepest_BhwC: tf.Tensor, config: ModelConfig, new_norm: NewNorm) ->
         branches.append(_separable(deepest_BhwC, channels, rate, f"aspp_rate{rate}", new_norm))
     branches.append(_image_level(deepest_BhwC, channels))
     joined = keras.layers.Concatenate(name="aspp_concat")(branches)
-    context = _conv(joined, channels, "aspp_project", new_norm)
-    return keras.layers.Dropout(config.dropout, name="aspp_dropout")(context)
+    return _conv(joined, channels, "aspp_project", new_norm)
 
 
 def _image_level(deepest_BhwC: tf.Tensor, channels: int) -> tf.Tensor:
@@ -98,6 +99,32 @@ def _separable(x: tf.Tensor, channels: int, rate: int, name: str, new_norm: NewN
     x = keras.layers.DepthwiseConv2D(3, padding="same", dilation_rate=rate, use_bias=False, name=depthwise)(x)
     x = keras.layers.ReLU(name=f"{depthwise}_relu")(new_norm(depthwise)(x))
     return _conv(x, channels, name, new_norm)
+
+
+class Classifier(keras.layers.Conv2D):
+    """A convolution with a float32 result under every policy: the loss and small class differences need the digits.
+
+    Its gradients are computed in the type of its input, as those of all other layers. In float32 they would need two
+    float32 copies of the decoder's last map, 0.5 GB at 2048 px.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **{**kwargs, "dtype": "float32", "autocast": False})
+
+    def convolution_op(self, inputs, kernel):
+        @tf.custom_gradient
+        def convolve(x, kernel):
+            def gradient(dy):
+                narrow = tf.cast(kernel, x.dtype)
+                with tf.GradientTape() as tape:
+                    tape.watch([x, narrow])
+                    y = tf.nn.conv2d(x, narrow, self.strides, self.padding.upper())
+                dx, dkernel = tape.gradient(y, [x, narrow], tf.cast(dy, x.dtype))
+                return dx, tf.cast(dkernel, kernel.dtype)
+
+            return tf.nn.conv2d(tf.cast(x, kernel.dtype), kernel, self.strides, self.padding.upper()), gradient
+
+        return convolve(inputs, tf.convert_to_tensor(kernel))
 
 
 class ResizeLike(keras.layers.Layer):

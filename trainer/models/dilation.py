@@ -31,11 +31,12 @@ _IN_PLACE = (
     keras.layers.Add,
     keras.layers.Multiply,
     keras.layers.Concatenate,
-    keras.layers.Dropout,
     keras.layers.Reshape,  # of [B, C] to [B, 1, 1, C] in squeeze-and-excitation
     keras.layers.Lambda,  # channel slices, expand_dims and scaled sums in classification_models and inception
 )
 Pair = tuple[int, int]
+ChangeBranch = Callable[[tf.Tensor, float, str], tf.Tensor]
+"""(branch of a residual block, its place among the blocks in (0, 1], name of the Add) -> what is added instead."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,18 @@ def dilate(
     network: keras.Model,
     output_stride: int,
     new_norm: Callable[[keras.layers.BatchNormalization, str], keras.layers.Layer],
+    change_branch: ChangeBranch | None = None,
 ) -> Dilated:
     """Rebuild a network with another output stride and other norm layers; the weights are copied.
+
+    The network's own dropout is left out: few have it (efficientnet's is stochastic depth), and a setting should mean
+    the same for all.
 
     Args:
       network: functional, one input [B, None, None, 3], each layer called once.
       output_stride: a power of two; no feature map of the result has a larger stride.
       new_norm: (batch norm, name) -> the layer in its place; its weights are carried over.
+      change_branch: changes the branch of each residual block before it is added.
     Raises:
       ModelError: the network has a layer that cannot be stretched.
     """
@@ -78,14 +84,18 @@ def dilate(
     grids: dict[int, Grid | None] = {id(source): Grid()}
     names = _Names()
     features, strides = {}, {}
+    branches = residual_branches(network) if change_branch else {}
     for layer in network.layers:
         if isinstance(layer, keras.layers.InputLayer):
             continue
         inputs = tf.nest.flatten(layer.input)
-        x = [tensors[id(t)] for t in inputs]
+        x, name = [tensors[id(t)] for t in inputs], names.of(layer)
+        if change_branch and layer.name in branches:
+            side, depth = branches[layer.name]
+            x[side] = change_branch(x[side], depth, name)
         y, grid = _rebuild(
             layer,
-            names.of(layer),
+            name,
             x if isinstance(layer.input, list) else x[0],
             _common_grid(layer, [grids[id(t)] for t in inputs]),
             output_stride,
@@ -94,6 +104,21 @@ def dilate(
         tensors[id(layer.output)], grids[id(layer.output)] = y, grid
         features[layer.name], strides[layer.name] = y, grid.stride if grid else 0
     return Dilated(image, features, strides)
+
+
+def residual_branches(network: keras.Model) -> dict[str, tuple[int, float]]:
+    """Each residual Add of a network: which of its two inputs is the branch, and its place among them in (0, 1].
+
+    The branch is the side with more convolutions behind it; the other is the block's input, or one convolution of it.
+    """
+    num_convolutions: dict[int, int] = {}
+    branches = {}
+    for layer in network.layers:
+        before = [num_convolutions.get(id(t), 0) for t in tf.nest.flatten(layer.input)]
+        num_convolutions[id(layer.output)] = max(before) + isinstance(layer, _CONVOLUTIONS)
+        if isinstance(layer, keras.layers.Add) and len(before) == 2 and before[0] != before[1]:
+            branches[layer.name] = before.index(max(before))
+    return {name: (side, (n + 1) / len(branches)) for n, (name, side) in enumerate(branches.items())}
 
 
 class _Names:
@@ -125,6 +150,8 @@ def _rebuild(layer, name: str, x, grid: Grid | None, output_stride: int, new_nor
         y = norm(x)
         carry_over(layer, norm)
         return y, grid
+    if isinstance(layer, keras.layers.Dropout):
+        return x, grid
     if isinstance(layer, _GLOBAL):
         return _copy(layer, name)(x), None
     if grid is None or isinstance(layer, _IN_PLACE):

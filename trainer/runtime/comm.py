@@ -31,8 +31,11 @@ class Comm(Protocol):
 
     def barrier(self) -> None: ...
 
-    def allreduce_gradients(self, gradients: Sequence[Any], compression: str) -> list[Any]:
-        """Mean over ranks of each gradient tensor, cast on the wire as `compression` says (none | fp16 | bf16)."""
+    def allreduce_gradients(self, gradients: Sequence[Any], compression: str, name: str = "gradients") -> list[Any]:
+        """Mean over ranks of each float32 tensor, cast on the wire as `compression` says (none | fp16 | bf16).
+
+        Inside a tf.function. What is called twice in one step has two names.
+        """
 
     def allreduce_tensor(self, tensor: Any) -> Any:
         """Differentiable sum over ranks of a small float32 tensor, inside a tf.function."""
@@ -58,7 +61,7 @@ class SingleComm:
     def barrier(self) -> None:
         pass
 
-    def allreduce_gradients(self, gradients: Sequence[Any], compression: str) -> list[Any]:
+    def allreduce_gradients(self, gradients: Sequence[Any], compression: str, name: str = "gradients") -> list[Any]:
         return list(gradients)
 
     def allreduce_tensor(self, tensor: Any) -> Any:

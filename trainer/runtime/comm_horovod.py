@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
+from trainer.config.schema import HorovodConfig
 from trainer.errors import CommError
 from trainer.quiet import quiet_stderr
+from trainer.runtime.buckets import fill_buckets
 
 try:
     with quiet_stderr():
@@ -25,7 +28,10 @@ T = TypeVar("T")
 
 
 class HorovodComm:
-    def __init__(self) -> None:
+    def __init__(self, config: HorovodConfig | None = None) -> None:
+        self._config = config or HorovodConfig()
+        for name, value in horovod_environment(self._config).items():
+            os.environ.setdefault(name, value)  # what a site or a user has set by hand wins
         hvd.init()
         self.rank, self.world_size = hvd.rank(), hvd.size()
         self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
@@ -42,15 +48,25 @@ class HorovodComm:
     def barrier(self) -> None:
         self.allreduce(np.zeros(1))  # Horovod 0.28's TensorFlow module exports no barrier
 
-    def allreduce_gradients(self, gradients: Sequence[Any], compression: str) -> list[Any]:
-        if compression == "bf16":
-            return self._bf16_mean(gradients)
+    def allreduce_gradients(self, gradients: Sequence[Any], compression: str, name: str = "gradients") -> list[Any]:
         codec = hvd.Compression.fp16 if compression == "fp16" else hvd.Compression.none
-        return [
-            hvd.allreduce(g, op=hvd.Average, compression=codec, name=f"gradient_{i}") for i, g in enumerate(gradients)
-        ]
+        if self._config.autotune and compression != "bf16":  # Horovod decides what travels together
+            return [
+                hvd.allreduce(g, op=hvd.Average, compression=codec, name=f"{name}_{i}") for i, g in enumerate(gradients)
+            ]
+        sizes = [4 * g.shape.num_elements() for g in gradients]
+        reduced: list[Any] = [None] * len(sizes)
+        for number, bucket in enumerate(fill_buckets(sizes, self._config.bucket_mb * 1e6)):
+            tensors, label = [gradients[i] for i in bucket], f"{name}_{number}"
+            if compression == "bf16":
+                means = self._bf16_mean(tensors, label)
+            else:
+                means = hvd.grouped_allreduce(tensors, op=hvd.Average, compression=codec, name=label)
+            for position, mean in zip(bucket, means, strict=True):
+                reduced[position] = mean
+        return reduced
 
-    def _bf16_mean(self, gradients: Sequence[Any]) -> list[Any]:
+    def _bf16_mean(self, gradients: Sequence[Any], name: str) -> list[Any]:
         """Horovod 0.28 knows no bfloat16, so its bits travel as uint16 in one flat buffer: an all-to-all brings every
         rank its slice of all, summed in float32, and an all-gather spreads the means. The bytes on the wire are those
         of a ring all-reduce."""
@@ -59,11 +75,11 @@ class HorovodComm:
         flat = tf.concat([tf.reshape(tf.cast(g, tf.bfloat16), [-1]) for g in gradients], axis=0)
         flat = tf.pad(flat, [[0, share * self.world_size - sum(sizes)]])
         slices, _ = hvd.alltoall(
-            tf.bitcast(flat, tf.uint16), splits=tf.fill([self.world_size], share), name="gradient_slices"
+            tf.bitcast(flat, tf.uint16), splits=tf.fill([self.world_size], share), name=f"{name}_slices"
         )
         slices = tf.cast(tf.bitcast(tf.reshape(slices, [self.world_size, share]), tf.bfloat16), tf.float32)
         mean = tf.cast(tf.reduce_sum(slices, axis=0) / self.world_size, tf.bfloat16)
-        whole = tf.bitcast(hvd.allgather(tf.bitcast(mean, tf.uint16), name="gradient_means"), tf.bfloat16)
+        whole = tf.bitcast(hvd.allgather(tf.bitcast(mean, tf.uint16), name=f"{name}_means"), tf.bfloat16)
         parts = tf.split(whole[: sum(sizes)], sizes)
         return [tf.reshape(tf.cast(p, g.dtype), g.shape) for p, g in zip(parts, gradients, strict=True)]
 
@@ -72,3 +88,13 @@ class HorovodComm:
 
     def broadcast_variables(self, variables: Sequence[Any]) -> None:
         hvd.broadcast_variables(variables, root_rank=0)
+
+
+def horovod_environment(config: HorovodConfig) -> dict[str, str]:
+    """What Horovod reads when it starts. A bucket is neither split nor joined with another."""
+    return {
+        "HOROVOD_CYCLE_TIME": str(config.cycle_ms),
+        "HOROVOD_FUSION_THRESHOLD": str(int(config.bucket_mb * 1e6)),
+        "HOROVOD_AUTOTUNE": str(int(config.autotune)),
+        "HOROVOD_DISABLE_GROUP_FUSION": str(int(not config.autotune)),
+    }

@@ -31,7 +31,7 @@ class MpiComm:
     def barrier(self) -> None:
         self._mpi.Barrier()
 
-    def allreduce_gradients(self, gradients: Sequence[Any], compression: str) -> list[Any]:
+    def allreduce_gradients(self, gradients: Sequence[Any], compression: str, name: str = "gradients") -> list[Any]:
         """One flat buffer: each rank sums its slice in float32 (all-to-all), then all gather the slices."""
         import tensorflow as tf
 

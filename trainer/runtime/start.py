@@ -8,6 +8,7 @@ import time
 from collections.abc import MutableMapping
 from typing import Literal, NoReturn
 
+from trainer.config.schema import HorovodConfig
 from trainer.errors import CommError
 from trainer.runtime.comm import Comm, SingleComm
 from trainer.runtime.world import detect_world, threads_per_rank
@@ -20,7 +21,7 @@ def my_threads(environ: MutableMapping[str, str] | None = None) -> int:
     return threads_per_rank(cpus, os.cpu_count() or 1, world.local_size if world else 1)
 
 
-def start_comm(backend: Literal["horovod", "mpi"]) -> Comm:
+def start_comm(backend: Literal["horovod", "mpi"], horovod: HorovodConfig | None = None) -> Comm:
     """The communicator of this process: the named backend under an MPI launcher, else a single process.
 
     Raises:
@@ -37,7 +38,7 @@ def start_comm(backend: Literal["horovod", "mpi"]) -> Comm:
     if backend == "horovod":
         from trainer.runtime.comm_horovod import HorovodComm
 
-        comm = HorovodComm()
+        comm = HorovodComm(horovod)
     else:
         from trainer.runtime.comm_mpi import MpiComm
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,45 +13,83 @@ import numpy as np
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 WARM_UP_STEPS = 2
-"""Steps at the start of a stage that trace and compile the network; they are timed apart."""
+"""First steps at each patch size of a stage, which trace and compile the network; they are timed apart."""
+PHASES = ("wait", "compute", "allreduce", "save")
+"""Parts of a step: waiting for data; forward, backward and optimiser; all-reduce that no computing hid; copying the
+state for a checkpoint. What is left of a step is the loop's own."""
 
 
 class StageClock:
-    """Seconds of each step of one stage: waiting for data, and in all."""
+    """Seconds of one stage's steps by phase, on this rank."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
-        self._waits: list[float] = []
-        self._steps: list[float] = []
+        self._seen: Counter[int] = Counter()
+        self._now = dict.fromkeys(PHASES, 0.0)
+        self._warm_up = _Sums()
+        self._sums = _Sums()
 
     @contextmanager
-    def step(self) -> Iterator[None]:
+    def step(self, patch_size: int, megapixels: float) -> Iterator[None]:
+        """One step; its phases are timed inside."""
+        self._now = dict.fromkeys(PHASES, 0.0)
         start = time.perf_counter()
         yield
-        self._steps.append(time.perf_counter() - start)
+        self._seen[patch_size] += 1
+        sums = self._sums if self._seen[patch_size] > WARM_UP_STEPS else self._warm_up
+        sums.add(self._now, time.perf_counter() - start, megapixels)
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
+    def phase(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self._waits.append(time.perf_counter() - start)
+        self._now[name] += time.perf_counter() - start
+
+    def move(self, source: str, target: str, seconds: float) -> None:
+        """Count seconds of one phase of this step as another's."""
+        self._now[source] -= seconds
+        self._now[target] += seconds
 
     def totals(self) -> np.ndarray:
-        """[3] float64: data-wait seconds, step seconds, steps, after the warm-up (all steps of a very short stage)."""
-        skip = WARM_UP_STEPS if len(self._steps) > WARM_UP_STEPS else 0
-        return np.array([sum(self._waits[skip:]), sum(self._steps[skip:]), len(self._steps) - skip], np.float64)
-
-    def median_step_s(self) -> float:
-        return float(np.median(self._steps[WARM_UP_STEPS:] or self._steps))
-
-    def wait_fraction(self) -> float:
-        """Share of the step time so far that this rank waited for data."""
-        wait_s, step_s, _ = self.totals()
-        return float(wait_s / step_s)
+        """[len(PHASES) + 3] float64: seconds of each phase, step seconds, megapixels, steps; after the warm-up (of a
+        stage that is nothing else, the warm-up)."""
+        sums = self._sums if self._sums.steps else self._warm_up
+        return np.array([*(sums.phases[p] for p in PHASES), sums.seconds, sums.megapixels, sums.steps], np.float64)
 
     @property
     def elapsed_s(self) -> float:
         return time.perf_counter() - self.started
+
+
+class _Sums:
+    def __init__(self) -> None:
+        self.phases = dict.fromkeys(PHASES, 0.0)
+        self.seconds, self.megapixels, self.steps = 0.0, 0.0, 0
+
+    def add(self, phases: dict[str, float], seconds: float, megapixels: float) -> None:
+        for name, value in phases.items():
+            self.phases[name] += value
+        self.seconds, self.megapixels, self.steps = self.seconds + seconds, self.megapixels + megapixels, self.steps + 1
+
+
+def shares_of(totals: np.ndarray) -> dict[str, float | None]:
+    """Speed and the shares of a step from `StageClock.totals` of one rank, or their mean over ranks."""
+    *phases, seconds, megapixels, steps = (float(t) for t in totals)
+    if not steps:
+        return dict.fromkeys(_SHARES, None)
+    shares = [p / seconds for p in phases]
+    return dict(zip(_SHARES, [megapixels / seconds, seconds / steps, *shares, 1 - sum(shares)], strict=True))
+
+
+_SHARES = (
+    "megapixels_per_second",
+    "seconds_per_step",
+    "data_wait_fraction",
+    "compute_fraction",
+    "allreduce_fraction",
+    "checkpoint_fraction",
+    "overhead_fraction",
+)
 
 
 def reset_peak_memory() -> None:

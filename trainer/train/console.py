@@ -38,7 +38,7 @@ class Console:
     def line(self, text: str) -> None:
         if not self._active:
             return
-        stamped = f"[{_clock(time.monotonic() - self._started)}] {text}"
+        stamped = f"[{clock_text(time.monotonic() - self._started)}] {text}"
         if self._log:
             self._log.write(stamped + "\n")
             self._log.flush()
@@ -68,11 +68,12 @@ class Console:
             self._log.close()
 
 
-def _clock(seconds: float) -> str:
+def clock_text(seconds: float) -> str:
+    """`h:mm:ss`."""
     minutes, s = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{s:02d}"
 
 
 def eta(seconds_per_step: float, steps_left: int) -> str:
-    return _clock(seconds_per_step * steps_left)
+    return clock_text(seconds_per_step * steps_left)

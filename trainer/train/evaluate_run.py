@@ -10,9 +10,10 @@ from trainer.config import Config
 from trainer.errors import ConfigError
 from trainer.evaluate.report import SCORES, table
 from trainer.runtime import Comm, on_root
-from trainer.train.checkpoint import load_checkpoint
+from trainer.train.checkpoint import load_scored_weights
+from trainer.train.checkpoints import checkpoint_path, latest_checkpoint
 from trainer.train.console import Console
-from trainer.train.run_dir import checkpoint_path, latest_checkpoint, read_events, write_atomically
+from trainer.train.run_dir import read_events, write_atomically
 from trainer.train.session import Session, open_session
 
 
@@ -33,16 +34,17 @@ def evaluate_run(
     """
     console = Console(comm.rank == 0)
     stores = config.stores.model_copy(update={"stage_to": None})  # only training reads patches more than once
-    config = config.model_copy(update={"output": run, "stores": stores})
+    training = config.training.model_copy(update={"ema_decay": 0.0})  # the scored weights take the network's place
+    config = config.model_copy(update={"output": run, "stores": stores, "training": training})
     session = open_session(config, comm, console, threads, read_weights=False)
     pairs = on_root(comm, lambda: _choose(session, run, checkpoint, patch_size))
     rows = []
     for path, size in pairs:
-        progress = load_checkpoint(path, session.model)
+        progress = load_scored_weights(path, session.model)
         console.line(f"scoring {path.name} at {size} px")
         per_size = session.evaluator.score_size(session.predict, size)
         common = session.evaluator.score_footprint(session.predict, size)
-        row = {"checkpoint": path.name, "step": progress.step, "patch_size": size}
+        row = {"checkpoint": path.name, "step": progress.position.step, "patch_size": size}
         rows.append(row | {f"val_{k}": v for k, v in per_size.items()} | {f"common_{k}": v for k, v in common.items()})
     on_root(comm, lambda: _write(run, rows))
     return rows
@@ -59,7 +61,7 @@ def _choose(session: Session, run: Path, checkpoint: Path | None, patch_size: in
         found = [(path, size) for path, size in ends if path.exists()]
         if found:
             return found
-    return [(checkpoint or latest_checkpoint(run), patch_size or sizes[-1])]
+    return [(checkpoint or latest_checkpoint(run)[0], patch_size or sizes[-1])]
 
 
 def _write(run: Path, rows: list[dict[str, Any]]) -> None:

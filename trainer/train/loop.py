@@ -3,186 +3,134 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from trainer.batches.loader import prefetched, training_jobs
 from trainer.config import Config
-from trainer.curriculum import Stage
-from trainer.errors import CheckpointError, WidefieldError
-from trainer.evaluate.pictures import save_stage_pictures
+from trainer.curriculum import Position, Stage
+from trainer.errors import StoppedBySignal
 from trainer.evaluate.report import write_report
-from trainer.models.keras import tf
 from trainer.runtime import Comm, on_root
-from trainer.train.checkpoint import Progress, load_checkpoint, save_checkpoint
-from trainer.train.clock import StageClock, peak_memory_bytes, reset_peak_memory
+from trainer.train.checkpoint import Progress
+from trainer.train.clock import StageClock, reset_peak_memory, shares_of
 from trainer.train.console import Console, eta
-from trainer.train.record import Recorder
-from trainer.train.run_dir import (
-    checkpoint_path,
-    checkpoints,
-    claim_run,
-    latest_checkpoint,
-    read_events,
-    write_atomically,
-)
+from trainer.train.data import stage_batches
+from trainer.train.restore import LossNotFinite, find_checkpoint, restore, roll_back
+from trainer.train.run import Run
+from trainer.train.run_dir import claim_run, read_events
 from trainer.train.schedule import learning_rate
-from trainer.train.session import Session, check_replicas, open_session, resolved_yaml
-from trainer.train.step import Step, allreduce_bytes, make_train_step
+from trainer.train.scoring import score_plateau, score_stage
+from trainer.train.session import open_session
+from trainer.train.signals import StopRequest
 
 
 def train(config: Config, comm: Comm, threads: int, *, resume: bool = False, overwrite: bool = False) -> Path:
-    """Train through the whole curriculum; returns the run directory with its report."""
-    run = config.output
-    lock = on_root(comm, lambda: claim_run(run, resume=resume, overwrite=overwrite))
-    console = Console(comm.rank == 0, run / "run.log", live=comm.world_size == 1)
-    session = open_session(config, comm, console, threads, read_weights=not resume)
-    done = resume_from(session) if resume else 0
-    on_root(comm, lambda: write_atomically(run / "config.yaml", resolved_yaml(config, comm.world_size)))
-    recorder = Recorder(session, done)
-    step_function = make_train_step(session.model, session.optimizer, config.training, comm)
-    for stage in session.plan.stages:
-        if recorder.has_result(stage):
-            continue
-        reset_peak_memory()
-        clock = train_stage(session, stage, max(done, stage.first_step), step_function, recorder)
-        on_root(comm, partial(save, session, stage.end_step))
-        check_replicas(comm, session.model, session.optimizer, f"after stage {stage.number}")
-        recorder.stage(stage, score_stage(session, stage, clock))
-        on_root(comm, lambda: write_report(run, recorder.report(), read_events(run / "metrics.jsonl")))
-    console.line(f"report: {run / 'report.md'}")
-    recorder.close()
+    """Train through the whole curriculum; returns the run directory with its report.
+
+    Raises:
+      StoppedBySignal: SIGTERM or SIGUSR1 came; the state is saved and the run can be resumed.
+    """
+    lock = on_root(comm, lambda: claim_run(config.output, resume=resume, overwrite=overwrite))
+    console = Console(comm.rank == 0, config.output / "run.log", live=comm.world_size == 1)
+    with StopRequest() as stop:
+        found = find_checkpoint(comm, config.output, console) if resume else None
+        done = found.progress if found else Progress(Position(), comm.world_size)
+        session = open_session(config, comm, console, threads, read_weights=not resume, done=done.position)
+        if found:
+            restore(session, found)
+        with Run(session, stop, done) as run:
+            if not found:
+                run.save(done)
+            progress = run.begin(done)
+            while progress.position.stage < len(config.curriculum):
+                try:
+                    progress = run_stage(run, progress)
+                except LossNotFinite as bad:
+                    progress = run.begin(roll_back(run, bad))
+        console.line(f"report: {config.output / 'report.md'}")
     console.close()
     del lock  # held until here by rank 0; the kernel frees it with the process
-    return run
+    return config.output
 
 
-def train_stage(session: Session, stage: Stage, first_step: int, step_function: Step, recorder: Recorder) -> StageClock:
-    """All steps of one stage from `first_step` on. Every rank takes the same number of them."""
-    config, comm, console = session.config, session.comm, session.console
-    console.line(
-        f"stage {stage.number}: patch {stage.patch_size} px, {stage.num_steps} steps, "
-        f"global batch {stage.local_batch_size} x {comm.world_size} ranks = {stage.global_batch_size}"
-    )
-    console.start_bar(f"stage {stage.number} ({stage.patch_size} px)", first_step, session.plan.total_steps)
-    clock, losses = StageClock(), []
-    batches = stage_batches(session, stage, first_step)
-    for step in range(first_step, stage.end_step):
-        with clock.step():
-            with clock.waiting():
+def run_stage(run: Run, progress: Progress) -> Progress:
+    """One stage, or what is left of it: steps, a checkpoint, scores, the report. Returns where the next one begins."""
+    session, number = run.session, progress.position.stage
+    stage = session.plan(progress.position).stages[number]
+    reset_peak_memory()
+    clock = StageClock()
+    progress = train_stage(run, stage, progress, clock)
+    run.save(progress)
+    run.require_agreement(progress, f"after stage {number}")
+    if not run.recorder.has_result(number):
+        result = score_stage(session, stage, progress.position.step, clock)
+        run.recorder.stage(number, progress.position.step, result)
+        run.mark_best(progress.position.step, result)
+        on_root(session.comm, lambda: write_report(run.path, run.recorder.report(), read_events(run.metrics_path)))
+    return progress.after_stage()
+
+
+def train_stage(run: Run, stage: Stage, progress: Progress, clock: StageClock) -> Progress:
+    """The steps of one stage from `progress` on. Every rank takes the same number of them."""
+    session, config, console = run.session, run.session.config, run.session.console
+    console.line(f"stage {stage.number}: {describe(stage)}")
+    console.start_bar(f"stage {stage.number} ({stage.label})", stage.start_step, run.total_steps)
+    batches = stage_batches(session, stage)
+    losses: list[float] = []
+    for step in range(stage.start_step, stage.end_step):
+        if run.plateau_reached(stage, progress):
+            break
+        size = stage.size_at(step)
+        rate = progress.rate_factor * learning_rate(
+            config.training.optimizer, step, run.total_steps, session.comm.world_size, stage.learning_rate_factor
+        )
+        with clock.step(size, stage.megapixels_at(step)):
+            with clock.phase("wait"):
                 images, labels = next(batches)
-            rate = learning_rate(
-                config.training.optimizer, step, session.plan.total_steps, comm.world_size, stage.learning_rate_factor
-            )
             session.optimizer.learning_rate = rate
-            losses.append(float(step_function(tf.constant(images), tf.constant(labels))))
+            with clock.phase("compute"):
+                result = run.step(stage.batches[size].accumulate)(images, labels, step, run.stop.requested)
+            clock.move("compute", "allreduce", result.allreduce_s)
+            if not math.isfinite(result.loss):
+                raise LossNotFinite(result.loss, stage, step, progress)
+            losses.append(result.loss)
+            progress = progress.at(step + 1, stage.samples_at(step + 1))
+            with clock.phase("save"):
+                run.save_if_due(progress)
         console.advance()
-        if (step + 1 - stage.first_step) % config.training.log_every_steps == 0 or step + 1 == stage.end_step:
-            loss = mean_over_ranks(comm, losses)
-            recorder.step(stage, step + 1, loss, rate, clock)
-            seconds_left = eta(clock.median_step_s(), stage.end_step - step - 1)
-            console.line(
-                f"step {step + 1}/{session.plan.total_steps}  loss {loss:.4f}  rate {rate:.2e}  "
-                f"{stage.megapixels_per_step / clock.median_step_s():.2f} Mpx/s  "
-                f"wait {clock.wait_fraction():.1%}  stage ends in {seconds_left}"
-            )
-            require_finite(loss, step + 1)
+        if run.is_due(config.training.log_every_steps, stage, step):
+            log_step(run, stage, step, sum(losses) / len(losses), rate, clock)
             losses = []
-        every = config.training.checkpoint_every_steps
-        if every and (step + 1) % every == 0 and step + 1 < stage.end_step:
-            on_root(comm, partial(save, session, step + 1))
+        if result.stop_requested:
+            run.save(progress, wait=True)
+            raise StoppedBySignal(run.path, step + 1, run.total_steps)
+        if config.training.check_every_steps and (step + 1) % config.training.check_every_steps == 0:
+            run.require_agreement(progress, f"after step {step + 1}")
+        if stage.plateau and (step + 1 - stage.first_step) % stage.plateau.every_steps == 0:
+            progress = score_plateau(run, stage, progress)
     console.stop_bar()
-    return clock
+    return progress
 
 
-def stage_batches(session: Session, stage: Stage, first_step: int) -> Any:
-    config, comm = session.config, session.comm
-    steps = range(first_step - stage.first_step, stage.num_steps)
-    jobs = training_jobs(
-        session.store.read,
-        session.orders[stage.number],
-        steps,
-        stage.local_batch_size,
-        comm.rank,
-        comm.world_size,
-        config.augment,
-        config.seed,
+def describe(stage: Stage) -> str:
+    """A stage in one line for people."""
+    parts = [
+        f"{size} px: batch {batch.local_batch_size}"
+        + (f" x {batch.accumulate} passes" if batch.accumulate > 1 else "")
+        + f" x {stage.world_size} ranks = {stage.global_batch(size)}"
+        for size, batch in sorted(stage.batches.items())
+    ]
+    length = f"at most {stage.num_steps}" if stage.plateau else f"{stage.num_steps}"
+    return f"patch {stage.label}, {length} steps; {'; '.join(parts)}"
+
+
+def log_step(run: Run, stage: Stage, step: int, loss: float, rate: float, clock: StageClock) -> None:
+    """A line for people and an event for machines, every few steps."""
+    shares = shares_of(clock.totals())
+    run.recorder.step(stage, step + 1, loss, rate, shares)
+    left = eta(shares["seconds_per_step"] or 0.0, stage.end_step - step - 1)
+    run.session.console.line(
+        f"step {step + 1}/{run.total_steps}  loss {loss:.4f}  rate {rate:.2e}  "
+        f"{shares['megapixels_per_second']:.2f} Mpx/s  wait {shares['data_wait_fraction']:.1%}  "
+        f"all-reduce {shares['allreduce_fraction']:.1%}  stage ends in {left}"
     )
-    return prefetched(jobs, config.runtime.read_threads, config.runtime.prefetch_batches)
-
-
-def score_stage(session: Session, stage: Stage, clock: StageClock) -> dict[str, Any]:
-    """What the report says of one stage: speed and memory over all ranks, and the scores at its patch size."""
-    comm, size = session.comm, stage.patch_size
-    wait_s, step_s, steps = comm.allreduce(clock.totals()) / comm.world_size
-    peaks = comm.gather(peak_memory_bytes())
-    session.console.line(f"stage {stage.number}: scoring at {size} px, and on the common footprint")
-    per_size = session.evaluator.score_size(session.predict, size)
-    common = session.evaluator.score_footprint(session.predict, size)
-    if comm.rank == 0:
-        save_stage_pictures(session.config.output, session.evaluator, session.predict, stage.number, size)
-    last = stage is session.plan.stages[-1]
-    return {
-        "patch_size": size,
-        "megapixels_per_second": stage.megapixels_per_step * steps / step_s if steps else None,
-        "data_wait_fraction": wait_s / step_s if steps else None,
-        "peak_memory_gb": max(peaks) / 1e9,
-        "seconds": clock.elapsed_s,
-        "steps": stage.num_steps,
-        "global_batch_size": stage.global_batch_size,
-        "allreduce_bytes_per_step": allreduce_bytes(session.model, session.config.training.compression),
-        **{f"val_{k}": v for k, v in per_size.items()},
-        **{f"common_{k}": v for k, v in common.items()},
-        "final_network": _score_every_size(session, size, common) if last else None,
-    }
-
-
-def _score_every_size(session: Session, size: int, common: dict[str, Any]) -> dict[str, Any]:
-    """The last network on the common footprint through every size: field of view alone, training held fixed."""
-    others = [s for s in session.config.patch_sizes if s != size]
-    scores = {s: session.evaluator.score_footprint(session.predict, s) for s in others} | {size: common}
-    return {str(s): {k: scores[s][k] for k in ("accuracy", "miou", "dice", "auc")} for s in sorted(scores)}
-
-
-def mean_over_ranks(comm: Comm, losses: list[float]) -> float:
-    total, count = comm.allreduce(np.array([sum(losses), len(losses)], np.float64))
-    return float(total / count)
-
-
-def require_finite(loss: float, step: int) -> None:
-    if not math.isfinite(loss):
-        raise WidefieldError(
-            f"the loss is {loss} at step {step}, on all ranks alike",
-            where="training",
-            fix="lower training.optimizer.learning_rate or use training.precision=float32; checkpoints are untouched",
-        )
-
-
-def save(session: Session, step: int) -> None:
-    """Write a checkpoint and drop old ones; the last of every stage stays."""
-    run = session.config.output
-    path = checkpoint_path(run, step)
-    path.parent.mkdir(exist_ok=True)
-    save_checkpoint(path, session.model, session.optimizer, Progress(step, session.comm.world_size))
-    kept = {checkpoint_path(run, s.end_step) for s in session.plan.stages}
-    old = [c for c in checkpoints(run) if c not in kept]
-    for checkpoint in old[: -session.config.training.keep_checkpoints]:
-        checkpoint.unlink()
-
-
-def resume_from(session: Session) -> int:
-    """Restore the newest checkpoint on every rank; returns the global steps done."""
-    path = on_root(session.comm, lambda: latest_checkpoint(session.config.output))
-    progress = load_checkpoint(path, session.model, session.optimizer)
-    if progress.world_size != session.comm.world_size:
-        raise CheckpointError(
-            f"was written by {progress.world_size} rank(s); this run has {session.comm.world_size}",
-            where=str(path),
-            fix=f"resume on {progress.world_size} rank(s)",
-        )
-    check_replicas(session.comm, session.model, session.optimizer, f"after reading {path}")
-    session.console.line(f"resuming after step {progress.step} from {path}")
-    return progress.step
+    run.show_warnings()

@@ -6,9 +6,10 @@ import platform
 from typing import Any
 
 from trainer import __version__
-from trainer.curriculum import Stage
+from trainer.curriculum import Plan, Stage
+from trainer.evaluate.figures import stage_pictures
 from trainer.models.keras import tf
-from trainer.train.clock import StageClock
+from trainer.train.clock import peak_memory_bytes
 from trainer.train.run_dir import MetricsFile, read_events
 from trainer.train.session import Session
 
@@ -16,43 +17,67 @@ from trainer.train.session import Session
 class Recorder:
     """Writes events on rank 0 and remembers the finished stages on all ranks."""
 
-    def __init__(self, session: Session, steps_done: int) -> None:
+    def __init__(self, session: Session) -> None:
         self._session = session
+        self._path = session.config.output / "metrics.jsonl"
         self._file: MetricsFile | None = None
         self._board = tf.summary.create_noop_writer()
-        path = session.config.output / "metrics.jsonl"
         if session.comm.rank == 0:
-            self._file = MetricsFile(path, steps_done)
             self._board = tf.summary.create_file_writer(str(session.config.output / "tensorboard"))
-        events = session.comm.broadcast(read_events(path) if self._file else [])
-        self._results: list[dict[str, Any]] = [e["result"] for e in events if e["event"] == "stage"]
+        self._results: list[dict[str, Any]] = []
 
-    def has_result(self, stage: Stage) -> bool:
-        return stage.number < len(self._results)
+    def begin(self, plan: Plan, step: int) -> None:
+        """Start, or start again, after `step`: what was written of later steps is dropped. All ranks."""
+        if self._session.comm.rank == 0:
+            self.close_file()
+            self._file = MetricsFile(self._path, step)
+        events = self._session.comm.broadcast(read_events(self._path) if self._file else [])
+        self._results = [e["result"] for e in events if e["event"] == "stage"]
+        stages = [{"sizes": {str(k): v for k, v in s.size_shares.items()}, "steps": s.num_steps} for s in plan.stages]
+        self._write(
+            "start", step, total_steps=plan.total_steps, stages=stages, world_size=self._session.comm.world_size
+        )
 
-    def step(self, stage: Stage, step: int, loss: float, rate: float, clock: StageClock) -> None:
-        speed = stage.megapixels_per_step / clock.median_step_s()
-        fields = {
-            "loss": loss,
-            "learning_rate": rate,
-            "patch_size": stage.patch_size,
-            "megapixels_per_second": speed,
-            "data_wait_fraction": clock.wait_fraction(),
-        }
-        if self._file:
-            self._file.write("step", step=step, stage=stage.number, **fields)
+    def has_result(self, stage: int) -> bool:
+        return stage < len(self._results)
+
+    def step(self, stage: Stage, step: int, loss: float, rate: float, shares: dict[str, float | None]) -> None:
+        fields = {"loss": loss, "learning_rate": rate, "patch_size": stage.size_at(step - 1), **shares}
+        fields["peak_memory_gb"] = peak_memory_bytes() / 1e9 if self._file else None
+        self._write("step", step, stage=stage.number, **fields)
         self._scalars("train", fields, step)
 
-    def stage(self, stage: Stage, result: dict[str, Any]) -> None:
+    def score(self, stage: Stage, step: int, common: dict[str, Any]) -> None:
+        """The common footprint, scored within a stage."""
+        scores = {f"common_{k}": v for k, v in common.items() if isinstance(v, float)}
+        self._write("score", step, stage=stage.number, patch_size=stage.largest_size, **scores)
+        self._scalars("evaluate", scores, step)
+
+    def stage(self, number: int, step: int, result: dict[str, Any]) -> None:
         self._results.append(result)
+        self._write("stage", step, stage=number, result=result)
+        scores = {k: v for k, v in result.items() if isinstance(v, float)}
+        self._scalars("evaluate", scores, step)
+        self._scalars(f"evaluate_{result['patch_size']}px", scores, step)
+        self._predictions(number, step)
+
+    def _write(self, event: str, step: int, **fields: Any) -> None:
         if self._file:
-            self._file.write("stage", step=stage.end_step, stage=stage.number, result=result)
-        self._scalars("evaluate", {k: v for k, v in result.items() if isinstance(v, float)}, stage.end_step)
+            self._file.write(event, step=step, **fields)
 
     def _scalars(self, group: str, fields: dict[str, Any], step: int) -> None:
         with self._board.as_default():
             for key, value in fields.items():
-                tf.summary.scalar(f"{group}/{key}", value, step=step)
+                if value is not None:
+                    tf.summary.scalar(f"{group}/{key}", value, step=step)
+        self._board.flush()
+
+    def _predictions(self, number: int, step: int) -> None:
+        """The report's region pictures, for TensorBoard."""
+        folder = self._session.config.output / "figures" / "regions"
+        with self._board.as_default():
+            for region, picture in stage_pictures(folder, number) if self._file else []:
+                tf.summary.image(f"predictions/region{region}", picture[None], step=step)
         self._board.flush()
 
     def report(self) -> dict[str, Any]:
@@ -67,6 +92,8 @@ class Recorder:
             "backend": config.runtime.backend if comm.world_size > 1 else "single",
             "compression": config.training.compression,
             "precision": config.training.precision,
+            "recompute": config.training.recompute,
+            "deterministic": config.runtime.deterministic,
             "model": config.model.model_dump(mode="json"),
             "parameters": int(self._session.model.count_params()),
             "classes": list(config.data.class_names),
@@ -77,7 +104,10 @@ class Recorder:
             "ranks": self._session.ranks,
         }
 
-    def close(self) -> None:
+    def close_file(self) -> None:
         if self._file:
             self._file.close()
+
+    def close(self) -> None:
+        self.close_file()
         self._board.close()

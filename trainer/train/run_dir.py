@@ -9,14 +9,13 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import RunError
 
 _OURS = ("config.yaml", "metrics.jsonl", "report.json", "report.md", "run.log")
-_OUR_FOLDERS = ("checkpoints", "tensorboard", "figures")
+_OUR_FOLDERS = ("checkpoints", "tensorboard", "figures", "bad_batches")
 
 
 def claim_run(path: Path, *, resume: bool, overwrite: bool) -> int:
@@ -70,9 +69,9 @@ def write_atomically(path: Path, text: str) -> None:
 class MetricsFile:
     """`metrics.jsonl`: one JSON object per event, flushed line by line."""
 
-    def __init__(self, path: Path, keep_before_step: int) -> None:
-        """Drop events at or after `keep_before_step` (a resumed run will write them again), then append."""
-        kept = [e for e in read_events(path) if e.get("step", 0) <= keep_before_step]
+    def __init__(self, path: Path, keep_to_step: int) -> None:
+        """Drop events after `keep_to_step` (a resumed run will write them again), then append."""
+        kept = [e for e in read_events(path) if e.get("step", 0) <= keep_to_step]
         if path.exists():
             write_atomically(path, "".join(json.dumps(e) + "\n" for e in kept))
         self._file = path.open("a", encoding="utf-8")
@@ -93,19 +92,3 @@ def read_events(path: Path) -> list[dict[str, Any]]:
             with contextlib.suppress(json.JSONDecodeError):
                 events.append(json.loads(line))
     return events
-
-
-def checkpoint_path(run: Path, step: int) -> Path:
-    return run / "checkpoints" / f"step-{step:08d}.safetensors"
-
-
-def checkpoints(run: Path) -> Iterator[Path]:
-    """The run's checkpoints, oldest first."""
-    yield from sorted((run / "checkpoints").glob("step-*.safetensors"))
-
-
-def latest_checkpoint(run: Path) -> Path:
-    found = list(checkpoints(run))
-    if not found:
-        raise RunError("has no checkpoint", where=str(run), fix="train first, or give the directory of a run")
-    return found[-1]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import zlib
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,21 +14,24 @@ import numpy as np
 
 from trainer.batches.order import EpochOrder, rows_of_rank
 from trainer.config import Config, check_rules, dump_config
-from trainer.config.schema import StageConfig
-from trainer.curriculum import Plan, make_plan
-from trainer.errors import CommError
+from trainer.curriculum import Batch, Plan, Position, make_plan, plan_batches
+from trainer.curriculum.batches import scoring_batches
 from trainer.evaluate.score import Evaluator, Predict, make_predict
 from trainer.models import build_model
 from trainer.models.keras import keras, tf
 from trainer.patches.build import build_index
 from trainer.patches.hard import hard_rows
 from trainer.patches.index import PatchIndex, is_current, read_index
+from trainer.patches.index import digest as digest_of
 from trainer.patches.sample import is_positive
 from trainer.quiet import quiet_stderr
 from trainer.runtime import Comm, on_root
 from trainer.stores import PatchStore, check_store, open_store
-from trainer.train.checkpoint import digest, optimizer_variables
+from trainer.train.agreement import require_agreement
+from trainer.train.checkpoint import digest, named_variables
 from trainer.train.console import Console
+from trainer.train.ema import Averaged
+from trainer.train.fitting import fits_in_memory
 from trainer.train.step import make_optimizer
 
 
@@ -38,14 +44,27 @@ class Session:
     console: Console
     index: PatchIndex
     store: PatchStore
-    orders: dict[int, EpochOrder]
-    """Stage number -> its order of training patches."""
-    plan: Plan
+    orders: dict[tuple[int, int], EpochOrder]
+    """(stage number, patch size) -> its order of training patches."""
+    batches: list[dict[int, Batch]]
+    """For each stage, patch size -> batch."""
     model: keras.Model
     optimizer: keras.optimizers.Optimizer
+    averaged: Averaged | None
     predict: Predict
     evaluator: Evaluator
+    hashes: dict[str, str]
+    """What all ranks must agree on and no step changes."""
     ranks: list[dict[str, Any]]
+
+    def plan(self, done: Position) -> Plan:
+        """The stages in steps, from what is done on."""
+        lengths = {size: order.length for (_, size), order in self.orders.items()}
+        return make_plan(self.config.curriculum, self.batches, lengths, self.comm.world_size, done)
+
+    def scored_weights(self) -> AbstractContextManager[None]:
+        """Inside it the network has the weights that are scored: the averaged ones where there are any."""
+        return self.averaged.swapped() if self.averaged else nullcontext()
 
 
 def configure_tensorflow(config: Config, threads: int, local_rank: int) -> None:
@@ -60,6 +79,8 @@ def configure_tensorflow(config: Config, threads: int, local_rank: int) -> None:
         tf.config.experimental.set_memory_growth(gpus[local_rank % len(gpus)], True)
     keras.mixed_precision.set_global_policy(config.training.precision)
     keras.utils.set_random_seed(config.seed)
+    if config.runtime.deterministic:
+        tf.config.experimental.enable_op_determinism()
 
 
 def prepare_index(config: Config, comm: Comm, console: Console) -> PatchIndex:
@@ -79,12 +100,22 @@ def _progress(console: Console) -> Any:
     return lambda done, total: console.line(f"  {done}/{total} slides") if done == total or done % 10 == 0 else None
 
 
-def open_session(config: Config, comm: Comm, console: Console, threads: int, *, read_weights: bool = True) -> Session:
+def open_session(
+    config: Config,
+    comm: Comm,
+    console: Console,
+    threads: int,
+    *,
+    read_weights: bool = True,
+    done: Position | None = None,
+) -> Session:
     """Check the configuration, index the data, build the network, and make all replicas equal.
 
     Args:
       read_weights: False where a checkpoint will fill the network: the backbone's weights file is not needed then.
+      done: what a resumed run has behind it; only the patches after it are staged.
     """
+    require_agreement(comm, {"settings": config_hash(config)}, "at the start")
     for warning in check_rules(config, comm.world_size):
         console.line(f"warning: {warning}")
     index = prepare_index(config, comm, console)
@@ -93,16 +124,18 @@ def open_session(config: Config, comm: Comm, console: Console, threads: int, *, 
     model = build_model(config.model, len(config.data.classes), all_reduce=reduce, read_weights=read_weights)
     optimizer = make_optimizer(config.training.optimizer, config.training.precision)
     optimizer.build(model.trainable_variables)
-    comm.broadcast_variables([*model.variables, *optimizer_variables(optimizer)])
-    check_replicas(comm, model, optimizer, "after the first broadcast")
-    orders = {n: training_order(config, index, n, stage) for n, stage in enumerate(config.curriculum)}
-    lengths = {config.curriculum[n].patch_size: order.length for n, order in orders.items()}
-    plan = make_plan(config.curriculum, lengths, comm.world_size)
+    averaged = Averaged(model, config.training.ema_decay) if config.training.ema_decay else None
+    comm.broadcast_variables(list(named_variables(model, optimizer, averaged).values()))
+    hashes = {"settings": config_hash(config), "patch index": index_hash(index)}
+    require_agreement(comm, hashes | {"weights": digest(model, optimizer, averaged)}, "after the first broadcast")
+    orders = training_orders(config, index)
+    fits = fits_in_memory(model, config, comm.world_size, comm.local_size)
+    batches = on_root(comm, lambda: plan_batches(config.curriculum, fits))
+    lengths = {size: order.length for (_, size), order in orders.items()}
+    plan = make_plan(config.curriculum, batches, lengths, comm.world_size, done)
     if config.stores.stage_to:
         console.line(f"copying each rank's training patches to {config.stores.stage_to}")
-    rows = rows_to_train_on(plan, orders, comm.rank, comm.world_size)
-    store = open_store(index, config, rows, checks=False)
-    batch_sizes = {s.patch_size: s.local_batch_size for s in config.curriculum}
+    store = open_store(index, config, rows_to_train_on(plan, orders, comm.rank), checks=False)
     return Session(
         config=config,
         comm=comm,
@@ -110,42 +143,55 @@ def open_session(config: Config, comm: Comm, console: Console, threads: int, *, 
         index=index,
         store=store,
         orders=orders,
-        plan=plan,
+        batches=batches,
         model=model,
         optimizer=optimizer,
+        averaged=averaged,
         predict=make_predict(model),
-        evaluator=Evaluator(config, index, store, comm, batch_sizes),
+        evaluator=Evaluator(config, index, store, comm, scoring_batches(config.curriculum)),
+        hashes=hashes,
         ranks=comm.gather(describe_rank(comm, config.runtime.intra_op_threads or threads)),
     )
 
 
-def training_order(config: Config, index: PatchIndex, number: int, stage: StageConfig) -> EpochOrder:
-    """The order in which one stage reads the training patches; a function of the seed and the stage's number."""
-    rows = index.select(stage.patch_size, "train")
+def training_orders(config: Config, index: PatchIndex) -> dict[tuple[int, int], EpochOrder]:
+    """(stage number, patch size) -> the order in which that stage reads its training patches."""
+    return {
+        (number, size): training_order(config, index, number, size)
+        for number, stage in enumerate(config.curriculum)
+        for size in stage.size_shares
+    }
+
+
+def training_order(config: Config, index: PatchIndex, number: int, size: int) -> EpochOrder:
+    """The order in which one stage reads the training patches of one size; a function of the seed and the stage."""
+    rows = index.select(size, "train")
     positive = is_positive(index.label_fractions[rows], config.sampling.min_tumour_fraction)
     listed = config.sampling.hard_negatives
     is_hard = hard_rows(index, rows, listed) if listed else None
-    return EpochOrder(rows, positive, config.sampling, (config.seed, number), is_hard)
+    return EpochOrder(rows, positive, config.sampling, (config.seed, number, size), is_hard)
 
 
-def rows_to_train_on(plan: Plan, orders: dict[int, EpochOrder], rank: int, world_size: int) -> np.ndarray:
-    """[n] index rows that one rank reads in the whole curriculum, each once."""
-    rows = [
-        rows_of_rank(orders[s.number], s.num_steps, s.local_batch_size, rank, world_size) for s in plan.stages
-    ]  # fmt: skip
+def rows_to_train_on(plan: Plan, orders: Mapping[tuple[int, int], EpochOrder], rank: int) -> np.ndarray:
+    """[n] index rows that one rank reads in the rest of the curriculum, each once."""
+    rows = []
+    for stage in plan.stages:
+        last = stage.samples_at(stage.end_step)
+        for size, first in stage.samples_at(stage.start_step).items():
+            count = (last[size] - first) // stage.world_size
+            rows.append(rows_of_rank(orders[stage.number, size], first, count, rank, stage.world_size))
     return np.unique(np.concatenate(rows))
 
 
-def check_replicas(comm: Comm, model: keras.Model, optimizer: keras.optimizers.Optimizer, when: str) -> None:
-    """Stop all ranks when one rank's weights or optimiser state differ in any bit from rank 0's."""
-    digests = comm.gather(digest(model, optimizer))
-    differing = [rank for rank, d in enumerate(digests) if d != digests[0]]
-    if differing:
-        raise CommError(
-            f"rank(s) {differing} hold other weights than rank 0 {when}",
-            where=f"{comm.world_size} ranks",
-            fix="this is a bug or a hardware fault: please report it with config.yaml",
-        )
+def config_hash(config: Config) -> str:
+    """sha256 of every setting."""
+    return digest_of(config.model_dump(mode="json"))
+
+
+def index_hash(index: PatchIndex) -> str:
+    """A hash of where all patches lie and what they are."""
+    columns = (index.slide, index.x, index.y, index.size, index.label_fractions)
+    return digest_of([index.fingerprint, *(zlib.crc32(np.ascontiguousarray(c).data) for c in columns)])
 
 
 def describe_rank(comm: Comm, threads: int) -> dict[str, Any]:

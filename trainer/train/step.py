@@ -2,59 +2,171 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from trainer.config.schema import LossConfig, OptimizerConfig, TrainingConfig
+import numpy as np
+
+from trainer.config.schema import OptimizerConfig, TrainingConfig
 from trainer.models.keras import keras, tf
 from trainer.models.losses import segmentation_loss
+from trainer.models.noise import noise_seed
+from trainer.models.recompute import recomputing
 from trainer.runtime.comm import Comm
+from trainer.train.ema import Averaged
 
-Step = Callable[[Any, Any], Any]
+
+@dataclass(frozen=True)
+class StepResult:
+    """What all ranks know after a step."""
+
+    loss: float
+    """Mean over all patches of the step, on all ranks alike: not finite on all where it is not on one."""
+    stop_requested: bool
+    """Some rank has asked to stop."""
+    allreduce_s: float
+    """Seconds between this rank's last gradient and the last mean: the all-reduce that no computing hid."""
+
+
+Step = Callable[[np.ndarray, np.ndarray, int, bool], StepResult]
+"""(images [k B, P, P, 3] uint8, labels [k B, P, P] uint8, global step, stop) -> StepResult"""
 
 
 def make_optimizer(config: OptimizerConfig, precision: str) -> keras.optimizers.Optimizer:
-    """Adam, AdamW or SGD; under mixed_float16 with dynamic loss scaling."""
+    """Adam, AdamW or SGD with decoupled weight decay; under mixed_float16 with dynamic loss scaling."""
     common: dict[str, Any] = {"learning_rate": config.learning_rate, "jit_compile": False}
+    common |= {"global_clipnorm": config.clip_norm, "weight_decay": config.weight_decay or None}
     optimizer = {
         "adam": lambda: keras.optimizers.Adam(epsilon=config.epsilon, **common),
-        "adamw": lambda: keras.optimizers.AdamW(epsilon=config.epsilon, weight_decay=config.weight_decay, **common),
+        "adamw": lambda: keras.optimizers.AdamW(epsilon=config.epsilon, **common),
         "sgd": lambda: keras.optimizers.SGD(momentum=config.momentum, **common),
     }[config.name]()
+    if config.weight_decay:
+        optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
     return keras.mixed_precision.LossScaleOptimizer(optimizer) if precision == "mixed_float16" else optimizer
 
 
 def make_train_step(
-    model: keras.Model, optimizer: keras.optimizers.Optimizer, config: TrainingConfig, comm: Comm
-) -> Step:
-    """A compiled function (images [B, P, P, 3] uint8, labels [B, P, P] uint8) -> this rank's loss, float32 scalar.
+    model: keras.Model,
+    optimizer: keras.optimizers.Optimizer,
+    config: TrainingConfig,
+    comm: Comm,
+    averaged: Averaged | None = None,
+) -> Callable[[int], Step]:
+    """Compiled steps: from the number of forward passes k of a step to the step.
 
-    Gradients are averaged over ranks while still loss-scaled, so that fp16 on the wire keeps small ones. A value that
-    overflows on one rank is infinite on all after the sum, so all ranks skip the same step.
+    Gradients are averaged over passes and ranks while still loss-scaled, so that fp16 on the wire keeps small ones. A
+    value that overflows on one rank is infinite on all after the sum, so all ranks skip the same step.
     """
-    scaled = isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer)
-    statistics = [v for v in model.non_trainable_variables if v.dtype == tf.float32]
-    loss_config: LossConfig = config.loss
+    parts = _Parts(model, optimizer, config, comm, averaged)
+    return lambda passes: partial(parts.step, passes)
 
-    @tf.function(reduce_retracing=False)
-    def train_step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+
+class _Parts:
+    """The compiled functions of a step and the variables between them."""
+
+    def __init__(
+        self,
+        model: keras.Model,
+        optimizer: keras.optimizers.Optimizer,
+        config: TrainingConfig,
+        comm: Comm,
+        averaged: Averaged | None,
+    ) -> None:
+        self._model, self._optimizer, self._config, self._comm = model, optimizer, config, comm
+        self._averaged = averaged
+        self._forward = recomputing(model) if config.recompute == "blocks" else partial(model, training=True)
+        self._noise = noise_seed(model)
+        self._scaled = isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer)
+        self._sums: list[tf.Variable] = []
+        self._compiled_pass = tf.function(self._pass, reduce_retracing=False)
+        self._compiled_last = tf.function(self._last, reduce_retracing=False)
+
+    def step(self, passes: int, images: np.ndarray, labels: np.ndarray, step: int, stop: bool) -> StepResult:
+        if passes > 1 and not self._sums:
+            self._sums = [tf.Variable(tf.zeros_like(v), trainable=False) for v in self._model.trainable_variables]
+        number, batch, losses = tf.constant(step, tf.int64), len(images) // passes, tf.constant(0.0)
+        for i in range(passes):
+            part = slice(i * batch, (i + 1) * batch)
+            data = (tf.constant(images[part]), tf.constant(labels[part]), number * passes + i)
+            if i + 1 < passes:
+                losses += self._compiled_pass(*data)
+        result = self._compiled_last(*data, losses, tf.constant(float(stop)), passes).numpy()
+        return StepResult(float(result[0]), bool(result[1]), float(result[2]))
+
+    def _gradients(self, images: tf.Tensor, labels: tf.Tensor, draw: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        if self._noise is not None:
+            self._noise.assign(tf.stack([self._comm.rank, tf.cast(draw, tf.int32)]))
         with tf.GradientTape() as tape:
-            loss, _ = segmentation_loss(model(images, training=True), labels, loss_config)
-            target = optimizer.get_scaled_loss(loss) if scaled else loss
-        gradients = tape.gradient(target, model.trainable_variables)
-        gradients = comm.allreduce_gradients(gradients, config.compression)
-        if scaled:
-            gradients = optimizer.get_unscaled_gradients(gradients)
-        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
-        if comm.world_size > 1 and statistics:  # moving averages of batch norm: the one state that is not a gradient's
-            for variable, mean in zip(statistics, comm.allreduce_gradients(statistics, "none"), strict=True):
-                variable.assign(mean)
+            loss, _ = segmentation_loss(self._forward(images), labels, self._config.loss)
+            target = self._optimizer.get_scaled_loss(loss) if self._scaled else loss
+        return loss, tape.gradient(target, self._model.trainable_variables)
+
+    def _pass(self, images: tf.Tensor, labels: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
+        """A pass whose gradients are kept for the last one of the step."""
+        loss, gradients = self._gradients(images, labels, draw)
+        for total, gradient in zip(self._sums, gradients, strict=True):
+            total.assign_add(gradient)
         return loss
 
-    return train_step
+    def _last(
+        self, images: tf.Tensor, labels: tf.Tensor, draw: tf.Tensor, losses: tf.Tensor, stop: tf.Tensor, passes: int
+    ) -> tf.Tensor:
+        """[3] float32: mean loss, ranks that ask to stop, exposed all-reduce seconds."""
+        loss, gradients = self._gradients(images, labels, draw)
+        if passes > 1:
+            gradients = [(s + g) / passes for s, g in zip(self._sums, gradients, strict=True)]
+        told = self._comm.allreduce_tensor(tf.stack([(losses + loss) / passes / self._comm.world_size, stop]))
+        gradients, seconds = self._mean_over_ranks(gradients)
+        if self._scaled:
+            gradients = self._optimizer.get_unscaled_gradients(gradients)
+        self._optimizer.apply_gradients(zip(gradients, self._model.trainable_variables, strict=True))
+        if passes > 1:
+            for total in self._sums:
+                total.assign(tf.zeros_like(total))
+        self._average_statistics()
+        if self._averaged is not None:
+            self._averaged.update(self._optimizer.iterations)
+        return tf.concat([told, [seconds]], 0)
+
+    def _mean_over_ranks(self, gradients: Sequence[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
+        if self._comm.world_size == 1:
+            return list(gradients), tf.constant(0.0)
+        means = self._comm.allreduce_gradients(gradients, self._config.compression)
+        computed = _now_after(gradients)
+        return means, tf.cast(_now_after(means) - computed, tf.float32)
+
+    def _average_statistics(self) -> None:
+        """Moving averages of batch norm: the one state that is not a gradient's."""
+        statistics = moving_statistics(self._model)
+        if self._comm.world_size > 1 and statistics:
+            means = self._comm.allreduce_gradients(statistics, "none", name="statistics")
+            for variable, mean in zip(statistics, means, strict=True):
+                variable.assign(mean)
+
+
+def _now_after(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+    """The time in seconds, float64 scalar, at which all tensors are there. (Deterministic operations have no
+    tf.timestamp.)"""
+    with tf.control_dependencies(tensors):
+        return tf.ensure_shape(tf.numpy_function(time.perf_counter, [], tf.float64), [])
+
+
+def moving_statistics(model: keras.Model) -> list[tf.Variable]:
+    """Batch norm's means and variances; empty with group norm."""
+    return [v for v in model.non_trainable_variables if v.dtype == tf.float32]
 
 
 def allreduce_bytes(model: keras.Model, compression: str) -> int:
-    """Bytes of gradient that one rank hands to the all-reduce in one step."""
+    """Bytes that one rank hands to the all-reduce in one step: gradients, statistics, and the loss with its flag."""
     width = 4 if compression == "none" else 2
-    return width * sum(v.shape.num_elements() for v in model.trainable_variables)
+    gradients = sum(v.shape.num_elements() for v in model.trainable_variables)
+    return width * gradients + 4 * sum(v.shape.num_elements() for v in moving_statistics(model)) + 8
+
+
+def wire_bytes(payload: int, world_size: int) -> float:
+    """Bytes that one rank sends in a ring all-reduce of `payload` bytes (Patarasuk and Yuan 2009)."""
+    return 2 * payload * (world_size - 1) / world_size

@@ -1,0 +1,65 @@
+"""Run under mpirun by test_faults.py: what the first code of this idea got wrong, asked of real ranks.
+
+The numbers are those of the list in FACTS.md, "The first code of this idea, and what was wrong with it".
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from trainer.config import load_config
+from trainer.curriculum import Position
+from trainer.runtime import start_comm
+from trainer.train.checkpoint import digest
+from trainer.train.console import Console
+from trainer.train.data import places_of_step, stage_batches
+from trainer.train.schedule import learning_rate
+from trainer.train.session import configure_tensorflow, open_session
+from trainer.train.step import make_train_step, moving_statistics
+
+config = load_config(Path(sys.argv[1]), ["model.norm=batch", "curriculum.0.epochs=1", "curriculum.0.steps=null"])
+comm = start_comm(config.runtime.backend)
+# A seed of its own on every rank, as an unseeded program has: only what is agreed on can be equal.
+configure_tensorflow(config.model_copy(update={"seed": 7 + comm.rank}), 1, comm.local_rank)
+np.random.seed(comm.rank)
+session = open_session(config, comm, Console(False), 1)
+index, stage = session.index, session.plan(Position()).stages[0]
+
+
+def passed(fault: int, what: str) -> None:
+    print(f"rank {comm.rank} fault {fault}: {what}", flush=True)
+
+
+assert len(set(comm.gather(digest(session.model, session.optimizer)))) == 1
+passed(1, "replicas are equal before the first step")
+
+assert len(set(comm.gather(tuple(s.split for s in index.slides)))) == 1
+train, val = (set(map(int, index.select(64, side))) for side in ("train", "val"))
+steps = range(stage.num_steps)
+mine = [place for step in steps for place in places_of_step(session, stage, step, comm.rank)]
+everyone = [place for part in comm.gather(mine) for place in part]
+first_epoch = [row for epoch, row in everyone if epoch == 0]
+assert sorted(first_epoch) == sorted(train), "each training patch once in an epoch, on one rank"
+assert not val & {row for _, row in everyone}
+passed(2, "one split, no validation patch is trained on by any rank, no training patch is left out")
+
+sides = [{int(s) for s in index.slide[sorted(rows)]} for rows in (train, val)]
+assert not sides[0] & sides[1]
+passed(3, "no slide is on both sides")
+
+statistics = [v.numpy() for v in moving_statistics(session.model)]
+step = make_train_step(session.model, session.optimizer, config.training, comm)(1)
+for number, (images, labels) in zip(range(2), stage_batches(session, stage), strict=False):
+    step(images, labels, number, False)
+changed = [(v.numpy() != old).any() for v, old in zip(moving_statistics(session.model), statistics, strict=True)]
+assert all(changed)
+assert len(set(comm.gather(digest(session.model, session.optimizer)))) == 1
+passed(7, "batch norm uses and learns the statistics of the batches it trains on")
+
+assert int(session.optimizer.iterations.numpy()) == 2
+optimizer = config.training.optimizer
+assert learning_rate(optimizer, 5, 10, comm.world_size, 1.0) == comm.world_size * optimizer.learning_rate
+passed(10, "gradients are applied once a step, and the rate follows the world size")

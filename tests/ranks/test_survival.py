@@ -1,0 +1,157 @@
+"""A run that is killed, warned, or goes astray, on two real ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from launch import mpirun, must_pass, start_mpirun, widefield
+from safetensors.numpy import load_file
+from tiny import write_config
+
+FEW_STEPS = [
+    {"patch_size": 64, "local_batch_size": 2, "steps": 8},
+    {"patch_size": 96, "local_batch_size": 1, "steps": 4},
+]
+NO_SCORES = {"max_patches": 1, "max_regions": 1, "figure_regions": 0}
+
+
+def config_for(folder: Path, slides: Path, **training: object) -> Path:
+    """Twelve steps through two sizes with all that has a state: dropout, averaging, a schedule."""
+    settings = {
+        "optimizer": {"learning_rate": 0.001, "schedule": "cosine", "warmup_steps": 3},
+        "ema_decay": 0.9,
+        "log_every_steps": 1,
+        "checkpoint_every_steps": 3,
+        **training,
+    }
+    folder.mkdir(exist_ok=True)
+    return write_config(folder, slides, training=settings, curriculum=FEW_STEPS, evaluation=NO_SCORES)
+
+
+def steps_done(run: Path) -> int:
+    text = (run / "metrics.jsonl").read_text() if (run / "metrics.jsonl").exists() else ""
+    return max((e["step"] for line in text.splitlines() if (e := json.loads(line))["event"] == "step"), default=0)
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen, timeout_s: float = 200) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def ranks_of(process: subprocess.Popen) -> list[psutil.Process]:
+    return [p for p in psutil.Process(process.pid).children(recursive=True) if "trainer" in p.cmdline()]
+
+
+def final_weights(run: Path) -> dict[str, np.ndarray]:
+    return load_file(run / "checkpoints" / "step-00000012.safetensors")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    must_pass(mpirun(2, "-m", "trainer", "train", config_for(folder, tiny_slides)))
+    return folder / "run"
+
+
+def assert_same_run(run: Path, undisturbed: Path) -> None:
+    ours, theirs = final_weights(run), final_weights(undisturbed)
+    assert ours.keys() == theirs.keys()
+    assert [n for n in ours if ours[n].tobytes() != theirs[n].tobytes()] == [], "the same bits"
+    losses = [
+        [(e["step"], e["loss"]) for e in map(json.loads, (r / "metrics.jsonl").read_text().splitlines()) if "loss" in e]
+        for r in (run, undisturbed)
+    ]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 12
+    assert not list(run.rglob("*.part*"))
+
+
+def train_through_kills(config: Path, run: Path, kill_at: list[int]) -> None:
+    """Train; each time a step of `kill_at` is reached, kill -9 all ranks (or one, which must end all), then resume."""
+    for number, step in enumerate(kill_at):
+        arguments = ["--resume", run] if number else [config]
+        process = start_mpirun(2, "-m", "trainer", "train", *arguments)
+        wait_for(lambda step=step: steps_done(run) >= step, process)
+        victims = ranks_of(process)
+        assert len(victims) == 2
+        for victim in victims[: 2 - number % 2]:
+            os.kill(victim.pid, signal.SIGKILL)
+        process.communicate(timeout=30)
+        assert process.returncode != 0
+    must_pass(mpirun(2, "-m", "trainer", "train", "--resume", run))
+
+
+def test_a_run_killed_at_a_random_step_ends_with_the_bits_of_an_undisturbed_one(
+    tiny_slides: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    config = config_for(tmp_path / "killed", tiny_slides)
+    train_through_kills(config, tmp_path / "killed" / "run", [random.randint(1, 10)])
+    assert_same_run(tmp_path / "killed" / "run", undisturbed)
+
+
+@pytest.mark.long
+def test_a_run_killed_several_times_all_ranks_or_one_still_ends_with_the_same_bits(
+    tiny_slides: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    config = config_for(tmp_path / "killed", tiny_slides)
+    train_through_kills(config, tmp_path / "killed" / "run", sorted(random.sample(range(1, 11), 4)))
+    assert_same_run(tmp_path / "killed" / "run", undisturbed)
+
+
+def test_a_warned_run_saves_asks_to_be_requeued_and_goes_on_with_another_number_of_ranks(
+    tiny_slides: Path, tmp_path: Path
+) -> None:
+    config, run = config_for(tmp_path / "warned", tiny_slides), tmp_path / "warned" / "run"
+    process = start_mpirun(2, "-m", "trainer", "train", config)
+    wait_for(lambda: steps_done(run) >= 2, process)
+    process.send_signal(signal.SIGUSR1)  # mpirun passes it on to its ranks, as Slurm does to srun's
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output[-3000:]
+    assert output.count("stopped by a signal after step") == 1
+    saved = max((run / "checkpoints").glob("step-*"))
+    assert f"step-{steps_done(run):08d}" in saved.name, "the state after the last step is there"
+    out = must_pass(widefield("train", "--resume", run))
+    assert "it was saved on 2 rank(s), this run has 1" in out
+    assert "Traceback" not in out
+    assert len(json.loads((run / "report.json").read_text())["stages"]) == 2
+
+
+def test_a_loss_that_is_not_finite_goes_back_on_all_ranks_and_a_lower_rate_gets_through(
+    tiny_slides: Path, tmp_path: Path
+) -> None:
+    config, run = config_for(tmp_path / "astray", tiny_slides), tmp_path / "astray" / "run"
+    wild = ["training.optimizer.learning_rate=1e30", "training.rollback_rate_factor=1e-33", "model.norm=frozen"]
+    out = must_pass(mpirun(2, "-m", "trainer", "train", config, *wild))
+    assert "back to step 0, rate times 1e-33" in out
+    (batch,) = (run / "bad_batches").iterdir()
+    rows = [line.split(",") for line in batch.read_text().splitlines()]
+    assert rows[0] == ["rank", "epoch", "row", "slide", "x", "y", "size"]
+    assert [(row[0], row[-1]) for row in rows[1:]] == [("0", "64"), ("0", "64"), ("1", "64"), ("1", "64")]
+    assert steps_done(run) == 12
+    again = widefield("train", config, *wild, "training.rollbacks=0", "--overwrite")
+    assert again.returncode == 2
+    assert "TrainingError" in again.stderr and "learning_rate" in again.stderr and "Traceback" not in again.stderr
+
+
+@pytest.mark.long
+def test_a_full_disk_costs_checkpoints_not_the_run(tiny_slides: Path, tmp_path: Path) -> None:
+    config, run = config_for(tmp_path / "full", tiny_slides), tmp_path / "full" / "run"
+    must_pass(widefield("train", config, "curriculum.0.steps=1", "curriculum.1.steps=1"))
+    small_files_only = 1 << 20  # bytes: records fit, checkpoints do not
+    done = widefield("train", "--resume", run, "curriculum.1.steps=4", file_limit=small_files_only)
+    assert "the newest is step-00000002.safetensors" in must_pass(done)
+    assert sorted(p.name for p in (run / "checkpoints").glob("step*"))[-1] == "step-00000002.safetensors"
+    assert not list(run.rglob("*.part*"))

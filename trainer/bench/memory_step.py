@@ -1,0 +1,75 @@
+"""Peak memory and step time of one training setting, in a process of its own.
+
+  python -m trainer.bench.memory_step PATCH BATCH PRECISION RECOMPUTE [BACKBONE] [STEPS]
+
+PRECISION is float32, mixed_bfloat16 or mixed_float16; RECOMPUTE is none or blocks. A step is that of `widefield train`
+on one rank, with Adam, on a random batch. The first step traces and warms up; the median is over the others. Peak
+memory is the process's largest resident set (VmHWM), decimal gigabytes. Prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+
+import numpy as np
+
+from trainer.config.schema import ModelConfig, TrainingConfig
+from trainer.models import build_model
+from trainer.models.keras import keras, tf
+from trainer.runtime import SingleComm
+from trainer.runtime.start import my_threads
+from trainer.train.clock import peak_memory_bytes
+from trainer.train.step import make_optimizer, make_train_step
+
+NUM_CLASSES = 2
+
+
+def main(patch_size: int, batch: int, precision: str, recompute: str, backbone: str, num_steps: int) -> None:
+    threads = my_threads()
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    tf.config.experimental.enable_op_determinism()
+    keras.utils.set_random_seed(1)
+    keras.mixed_precision.set_global_policy(precision)
+
+    training = TrainingConfig(precision=precision, recompute=recompute)
+    model = build_model(ModelConfig(backbone=backbone), NUM_CLASSES)
+    optimizer = make_optimizer(training.optimizer, precision)
+    optimizer.build(model.trainable_variables)
+    step = make_train_step(model, optimizer, training, SingleComm())(1)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (batch, patch_size, patch_size, 3), np.uint8)
+    labels = rng.integers(0, NUM_CLASSES, (batch, patch_size, patch_size), np.uint8)
+    seconds = []
+    for number in range(1 + num_steps):
+        start = time.perf_counter()
+        step(images, labels, number, False)
+        seconds.append(time.perf_counter() - start)
+    print(
+        json.dumps(
+            {
+                "patch_size": patch_size,
+                "batch": batch,
+                "precision": precision,
+                "recompute": recompute,
+                "backbone": backbone,
+                "threads": threads,
+                "median_step_s": round(statistics.median(seconds[1:]), 4),
+                "peak_memory_gb": round(peak_memory_bytes() / 1e9, 3),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("patch_size", type=int)
+    parser.add_argument("batch", type=int)
+    parser.add_argument("precision")
+    parser.add_argument("recompute")
+    parser.add_argument("backbone", nargs="?", default="resnet50")
+    parser.add_argument("num_steps", nargs="?", type=int, default=3)
+    main(**vars(parser.parse_args()))

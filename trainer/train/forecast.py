@@ -1,0 +1,120 @@
+"""What a run will do, need and take, said before it starts: `widefield train --plan`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from rich.console import Console as RichConsole
+from rich.table import Table
+
+from trainer.config import Config, check_rules
+from trainer.curriculum import Batch, Stage, make_plan, plan_batches
+from trainer.models import build_model
+from trainer.models.keras import keras
+from trainer.models.memory import flops_per_step
+from trainer.runtime import SingleComm
+from trainer.train.console import Console, clock_text
+from trainer.train.fitting import fits_in_memory, memory_model
+from trainer.train.schedule import learning_rate
+from trainer.train.session import prepare_index, training_orders
+from trainer.train.step import make_optimizer, make_train_step
+
+_TIMED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class StageForecast:
+    """One stage's line. Memory and time are modelled, all else follows from the settings and the index."""
+
+    stage: Stage
+    first_rate: float
+    last_rate: float
+    memory_bytes: int
+    """Peak of one rank."""
+    seconds: float
+    """Steps alone: no scoring, no all-reduce that computing does not hide."""
+
+    @property
+    def patches(self) -> int:
+        return sum(self.stage.samples_at(self.stage.end_step).values())
+
+
+def print_forecast(config: Config, world_size: int, local_size: int, threads: int) -> None:
+    """Index the data if need be, build the network, time it at its smallest size, and print the plan."""
+    comm = SingleComm()
+    console = Console(True)
+    for warning in check_rules(config, world_size):
+        console.line(f"warning: {warning}")
+    index = prepare_index(config, comm, console)
+    orders = training_orders(config, index)
+    model = build_model(config.model, len(config.data.classes), read_weights=False)
+    batches = plan_batches(config.curriculum, fits_in_memory(model, config, world_size, local_size))
+    plan = make_plan(config.curriculum, batches, {s: o.length for (_, s), o in orders.items()}, world_size)
+    size, batch = min((size, b) for stage in batches for size, b in stage.items())
+    console.line(f"timing {_TIMED_STEPS} steps of {batch.local_batch_size} x {size} px on {threads} threads")
+    rate = seconds_per_flop(model, config, size, batch)
+    lines = [forecast_stage(config, model, stage, plan.total_steps, rate) for stage in plan.stages]
+    _print(lines, config, world_size, threads)
+
+
+def forecast_stage(
+    config: Config, model: keras.Model, stage: Stage, total_steps: int, seconds_per_flop: float
+) -> StageForecast:
+    memory = memory_model(model, config, stage.world_size)
+    recompute = config.training.recompute == "blocks"
+    turns = stage.samples_at(stage.end_step)
+    seconds = sum(
+        turns[size]
+        / stage.world_size
+        / batch.local_batch_size
+        * flops_per_step(model, size, batch.local_batch_size, recompute=recompute)
+        for size, batch in stage.batches.items()
+    )
+    rates = [
+        learning_rate(config.training.optimizer, step, total_steps, stage.world_size, stage.learning_rate_factor)
+        for step in (stage.start_step, stage.end_step - 1)
+    ]
+    peak = max(memory(size, b.local_batch_size, b.accumulate) for size, b in stage.batches.items())
+    return StageForecast(stage, rates[0], rates[1], peak, seconds * seconds_per_flop)
+
+
+def seconds_per_flop(model: keras.Model, config: Config, patch_size: int, batch: Batch) -> float:
+    """What one rank's arithmetic takes on this machine, from a few real steps on noise."""
+    optimizer = make_optimizer(config.training.optimizer, config.training.precision)
+    step = make_train_step(model, optimizer, config.training, SingleComm())(1)
+    count, rng = batch.local_batch_size, np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, patch_size, patch_size, 3), np.uint8)
+    labels = rng.integers(0, len(config.data.classes), images.shape[:3], np.uint8)
+    step(images, labels, 0, False)  # traces and compiles
+    start = time.perf_counter()
+    for number in range(_TIMED_STEPS):
+        step(images, labels, number, False)
+    seconds = (time.perf_counter() - start) / _TIMED_STEPS
+    return seconds / flops_per_step(model, patch_size, count, recompute=config.training.recompute == "blocks")
+
+
+def _print(lines: list[StageForecast], config: Config, world_size: int, threads: int) -> None:
+    columns = ("stage", "patch", "steps", "global batch", "rate", "patches", "memory/rank", "time")
+    table = Table(*columns, box=None, pad_edge=False)
+    for line in lines:
+        stage = line.stage
+        batches = ", ".join(str(stage.global_batch(size)) for size in sorted(stage.batches, reverse=True))
+        table.add_row(
+            str(stage.number),
+            stage.label,
+            f"{'<= ' if stage.plateau else ''}{stage.num_steps}",
+            batches,
+            f"{line.first_rate:.2e} -> {line.last_rate:.2e}",
+            str(line.patches),
+            f"{line.memory_bytes / 1e9:.1f} GB",
+            clock_text(line.seconds),
+        )
+    RichConsole(width=120).print(f"\n{config.name}: {world_size} rank(s)", table, highlight=False)
+    total = clock_text(sum(line.seconds for line in lines))
+    print(f"in all {lines[-1].stage.end_step} steps, {total} of training")
+    print(
+        "Memory and time are modelled: memory from the network's graph, time from steps timed here with "
+        f"{threads} thread(s) for one rank;\nscoring, and an all-reduce that computing does not hide, come on top."
+    )

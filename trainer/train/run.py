@@ -1,0 +1,99 @@
+"""What a run carries from step to step beside the network: its step, its record, its checkpoints, its wish to stop."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any, Self
+
+from trainer.curriculum import Stage
+from trainer.runtime import on_root
+from trainer.train.agreement import require_agreement
+from trainer.train.checkpoint import Progress, digest, snapshot
+from trainer.train.checkpoints import CheckpointWriter
+from trainer.train.record import Recorder
+from trainer.train.run_dir import write_atomically
+from trainer.train.session import Session, resolved_yaml
+from trainer.train.signals import StopRequest
+from trainer.train.step import make_train_step
+
+
+class Run:
+    """One run on this rank. Only rank 0 writes; what needs all ranks says so."""
+
+    def __init__(self, session: Session, stop: StopRequest, done: Progress) -> None:
+        config = session.config
+        self.session, self.stop = session, stop
+        self.path, self.metrics_path = config.output, config.output / "metrics.jsonl"
+        self.metric = config.training.best_by
+        self.step = make_train_step(session.model, session.optimizer, config.training, session.comm, session.averaged)
+        self.total_steps = 0
+        yaml = resolved_yaml(config, session.comm.world_size)
+        on_root(session.comm, lambda: write_atomically(self.path / "config.yaml", yaml))
+        self.recorder = Recorder(session)
+        is_root = session.comm.rank == 0
+        self._writer = CheckpointWriter(self.path, config.training.keep_checkpoints) if is_root else None
+        self._last_save = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._writer:
+            self._writer.close()
+            self.show_warnings()
+        self.recorder.close()
+
+    def begin(self, progress: Progress) -> Progress:
+        """Start, or start again, from a position: the record forgets what came after it. All ranks."""
+        plan = self.session.plan(progress.position)
+        self.total_steps = plan.total_steps
+        self.recorder.begin(plan, progress.position.step)
+        return progress
+
+    def require_agreement(self, progress: Progress, when: str) -> None:
+        """All ranks hold the same weights, settings, index and position. A collective."""
+        session = self.session
+        weights = digest(session.model, session.optimizer, session.averaged)
+        require_agreement(session.comm, session.hashes | {"weights": weights, "step": progress.position.step}, when)
+
+    def save(self, progress: Progress, *, wait: bool = False) -> None:
+        """Write a checkpoint in the background; `wait` until it is there, on all ranks."""
+        if self._writer:
+            session = self.session
+            progress = replace(progress, hashes=session.hashes, world_size=session.comm.world_size)
+            self._writer.save(snapshot(session.model, session.optimizer, session.averaged), progress)
+            self._last_save = time.monotonic()
+        if wait:
+            self.flush()
+
+    def flush(self) -> None:
+        """Until every checkpoint is on the disk. All ranks."""
+        if self._writer:
+            self._writer.wait()
+            self.show_warnings()
+        self.session.comm.barrier()
+
+    def save_if_due(self, progress: Progress) -> None:
+        """Rank 0 decides alone: saving needs nobody else."""
+        training = self.session.config.training
+        every, minutes = training.checkpoint_every_steps, training.checkpoint_every_minutes
+        is_old = minutes is not None and time.monotonic() - self._last_save > 60 * minutes
+        if self._writer and (is_old or (every and progress.position.step % every == 0)):
+            self.save(progress)
+
+    def mark_best(self, step: int, scores: dict[str, Any]) -> None:
+        if self._writer and scores[self.metric] is not None:
+            self._writer.mark_best(step, self.metric, float(scores[self.metric]))
+
+    def show_warnings(self) -> None:
+        """What went wrong with a checkpoint in the background: training goes on, people are told."""
+        for warning in self._writer.poll() if self._writer else []:
+            self.session.console.line(f"warning: {warning}")
+
+    def is_due(self, every: int, stage: Stage, step: int) -> bool:
+        """Every so many steps of a stage, and at its end."""
+        return (step + 1 - stage.first_step) % every == 0 or step + 1 == stage.end_step
+
+    def plateau_reached(self, stage: Stage, progress: Progress) -> bool:
+        return stage.plateau is not None and progress.plateau_waited >= stage.plateau.patience

@@ -1,0 +1,76 @@
+"""Scores of the network as it stands: at the end of a stage, and while a stage waits for its plateau."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from trainer.curriculum import Stage
+from trainer.evaluate.pictures import save_stage_pictures
+from trainer.train.checkpoint import Progress
+from trainer.train.clock import StageClock, peak_memory_bytes, shares_of
+from trainer.train.run import Run
+from trainer.train.session import Session
+from trainer.train.step import allreduce_bytes, wire_bytes
+
+
+def score_stage(session: Session, stage: Stage, end_step: int, clock: StageClock) -> dict[str, Any]:
+    """What the report says of one stage: speed and memory over all ranks, and the scores at its largest size."""
+    comm, size = session.comm, stage.largest_size
+    cost = shares_of(comm.allreduce(clock.totals()) / comm.world_size)
+    peaks = comm.gather(peak_memory_bytes())
+    session.console.line(f"stage {stage.number}: scoring at {size} px, and on the common footprint")
+    with session.scored_weights():
+        per_size = session.evaluator.score_size(session.predict, size)
+        common = session.evaluator.score_footprint(session.predict, size)
+        if comm.rank == 0:
+            save_stage_pictures(session.config.output, session.evaluator, session.predict, stage.number, size)
+        last = stage.number == len(session.config.curriculum) - 1
+        every_size = _score_every_size(session, size, common) if last else None
+    payload = allreduce_bytes(session.model, session.config.training.compression)
+    return {
+        "patch_size": size,
+        "sizes": {str(s): share for s, share in stage.size_shares.items()},
+        **cost,
+        "peak_memory_gb": max(peaks) / 1e9,
+        "seconds": clock.elapsed_s,
+        "steps": end_step - stage.first_step,
+        "global_batch_size": stage.global_batch(size),
+        "allreduce_bytes_per_step": payload,
+        "wire_bytes_per_step": wire_bytes(payload, comm.world_size),
+        **{f"val_{k}": v for k, v in per_size.items()},
+        **{f"common_{k}": v for k, v in common.items()},
+        "final_network": every_size,
+    }
+
+
+def _score_every_size(session: Session, size: int, common: dict[str, Any]) -> dict[str, Any]:
+    """The last network on the common footprint through every size: field of view alone, training held fixed."""
+    others = [s for s in session.config.patch_sizes if s != size]
+    scores = {s: session.evaluator.score_footprint(session.predict, s) for s in others} | {size: common}
+    return {str(s): {k: scores[s][k] for k in ("accuracy", "miou", "dice", "auc")} for s in sorted(scores)}
+
+
+def score_plateau(run: Run, stage: Stage, progress: Progress) -> Progress:
+    """Score the common footprint, and count how long it has not risen. All ranks come to the same answer."""
+    assert stage.plateau is not None
+    session = run.session
+    with session.scored_weights():
+        common = session.evaluator.score_footprint(session.predict, stage.largest_size)
+    score, best = _score(run, common), progress.plateau_best
+    is_better = score is not None and (best is None or score > best + stage.plateau.min_delta)
+    waited = 0 if is_better else progress.plateau_waited + 1
+    progress = replace(progress, plateau_best=score if is_better else best, plateau_waited=waited)
+    run.recorder.score(stage, progress.position.step, common)
+    session.console.line(
+        f"step {progress.position.step}: {run.metric} {score if score is None else round(score, 4)}"
+        + (", a new best" if is_better else f", no new best for {waited} of {stage.plateau.patience} scorings")
+    )
+    run.save(progress)
+    run.mark_best(progress.position.step, {f"common_{k}": v for k, v in common.items()})
+    return progress
+
+
+def _score(run: Run, common: dict[str, Any]) -> float | None:
+    value = common[run.metric.removeprefix("common_")]
+    return None if value is None else float(value)
