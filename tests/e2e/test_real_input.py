@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from launch import mpirun, must_pass, run_python, widefield
 
 FEW_STEPS = ("curriculum.0.steps=4", "curriculum.1.steps=3", "evaluation.figure_regions=1")
 SMALL = ("model.aspp_channels=16", "model.decoder_channels=16")
 
 
+@pytest.mark.long
 def test_kidney_images_with_colour_masks_train_on_two_ranks(fixtures: Path, tmp_path: Path) -> None:
     manifest, run = tmp_path / "glomeruli.csv", tmp_path / "run"
     must_pass(run_python("tools/glomeruli_manifest.py", fixtures / "seg", manifest))

@@ -76,7 +76,7 @@ def assert_same_run(run: Path, undisturbed: Path) -> None:
     ]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 12
-    assert not list(run.rglob("*.part*"))
+    assert not list(run.rglob(".*.part"))
 
 
 def train_through_kills(config: Path, run: Path, kill_at: list[int]) -> None:
@@ -94,6 +94,7 @@ def train_through_kills(config: Path, run: Path, kill_at: list[int]) -> None:
     must_pass(mpirun(2, "-m", "trainer", "train", "--resume", run))
 
 
+@pytest.mark.long
 def test_a_run_killed_at_a_random_step_ends_with_the_bits_of_an_undisturbed_one(
     tiny_slides: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -129,6 +130,7 @@ def test_a_warned_run_saves_asks_to_be_requeued_and_goes_on_with_another_number_
     assert len(json.loads((run / "report.json").read_text())["stages"]) == 2
 
 
+@pytest.mark.long
 def test_a_loss_that_is_not_finite_goes_back_on_all_ranks_and_a_lower_rate_gets_through(
     tiny_slides: Path, tmp_path: Path
 ) -> None:
@@ -154,4 +156,4 @@ def test_a_full_disk_costs_checkpoints_not_the_run(tiny_slides: Path, tmp_path: 
     done = widefield("train", "--resume", run, "curriculum.1.steps=4", file_limit=small_files_only)
     assert "the newest is step-00000002.safetensors" in must_pass(done)
     assert sorted(p.name for p in (run / "checkpoints").glob("step*"))[-1] == "step-00000002.safetensors"
-    assert not list(run.rglob("*.part*"))
+    assert not list(run.rglob(".*.part"))

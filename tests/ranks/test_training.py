@@ -7,10 +7,8 @@ import shutil
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from launch import mpirun, must_pass, widefield
-from safetensors.numpy import load_file
 from tiny import write_config
 
 REPLICAS = Path(__file__).with_name("replicas_main.py")
@@ -20,11 +18,11 @@ REPLICAS = Path(__file__).with_name("replicas_main.py")
     "overrides",
     [
         ("model.norm=group", "training.compression=fp16"),
-        ("model.norm=batch", "training.compression=bf16"),
-        ("model.norm=sync_batch", "training.compression=none", "training.precision=mixed_bfloat16"),
-        ("model.norm=group", "training.compression=fp16", "runtime.backend=mpi"),
+        ("model.norm=sync_batch", "training.compression=bf16", "training.precision=mixed_bfloat16"),
+        pytest.param(("model.norm=batch", "training.compression=none"), marks=pytest.mark.long),
+        pytest.param(("model.norm=group", "training.compression=fp16", "runtime.backend=mpi"), marks=pytest.mark.long),
     ],
-    ids=lambda o: " ".join(x.split("=")[1] for x in o),
+    ids=lambda o: " ".join(x.split("=")[1] for x in o) if isinstance(o, tuple) else None,
 )
 def test_replicas_are_bit_equal_after_the_broadcast_and_after_every_step(
     tiny_slides: Path, tmp_path: Path, overrides: tuple[str, ...]
@@ -105,20 +103,3 @@ def test_a_slide_that_breaks_in_mid_training_names_itself_and_stops_all_ranks(
     assert "tumor_001.tif" in output
     assert "Traceback" not in output
     assert time.monotonic() - started < 120
-
-
-def test_training_is_resumed_from_the_newest_checkpoint(two_rank_run: Path, tmp_path: Path) -> None:
-    run = tmp_path / "copy"
-    shutil.copytree(two_rank_run, run)
-    last = run / "checkpoints" / "step-00000007.safetensors"
-    expected = load_file(last)
-    last.unlink()
-    out = must_pass(mpirun(2, "-m", "trainer", "train", "--resume", run))
-    assert "resuming after step 4" in out
-    again = load_file(last)
-    for name, values in expected.items():
-        np.testing.assert_allclose(again[name], values, rtol=1e-3, atol=1e-4, err_msg=name)
-    assert len(json.loads((run / "report.json").read_text())["stages"]) == 2
-    done = widefield("train", "--resume", run)
-    assert done.returncode == 2
-    assert "2 rank(s)" in done.stderr

@@ -5,6 +5,7 @@ import pytest
 
 from trainer.config.schema import LossConfig, ModelConfig
 from trainer.models import build_model, segmentation_loss
+from trainer.models.deeplab import Classifier
 from trainer.models.keras import keras, tf
 
 SMALL = {"backbone": "resnet18", "aspp_channels": 32, "decoder_channels": 32}
@@ -128,6 +129,26 @@ def test_mixed_precision_keeps_weights_and_logits_float32(policy, norm):
     assert {w.dtype for w in model.weights} == {tf.float32} == {g.dtype for g in gradients}
     assert model.get_layer("aspp_concat").output.dtype == policy.removeprefix("mixed_")
     assert np.isfinite(loss) and all(np.isfinite(tf.convert_to_tensor(g)).all() for g in gradients)
+
+
+@pytest.mark.parametrize(("narrow", "tolerance"), [("float32", 1e-6), ("bfloat16", 0.01)])
+def test_the_classifier_has_float32_logits_of_a_narrow_map_and_the_gradients_of_a_convolution(narrow, tolerance):
+    x = tf.cast(tf.random.stateless_normal([2, 8, 8, 16], [1, 2]), narrow)
+    dy = tf.random.stateless_normal([2, 8, 8, 3], [3, 4])
+    ours, theirs = Classifier(3, 1), keras.layers.Conv2D(3, 1)
+    results = []
+    for layer, inputs in ((ours, x), (theirs, tf.cast(x, tf.float32))):
+        layer.build(x.shape)
+        layer.set_weights(ours.get_weights())
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            y = layer(inputs)
+        results.append((y, *tape.gradient(y, [inputs, layer.kernel, layer.bias], dy)))
+    assert results[0][0].dtype == tf.float32 and results[0][1].dtype == narrow
+    np.testing.assert_allclose(results[0][0], results[1][0], atol=1e-6)
+    for found, expected in zip(results[0][1:], results[1][1:], strict=True):
+        error = tf.norm(tf.cast(found, tf.float32) - expected) / tf.norm(expected)
+        assert float(error) <= tolerance
 
 
 def test_mixed_bfloat16_is_near_float32():

@@ -97,6 +97,7 @@ def test_flops_of_one_convolution_are_those_of_its_formula() -> None:
     assert flops_per_step(model, 32, 1) == 2 * forward  # forward and kernel; the image needs no gradient
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("patch_size", "precision", "recompute"), [(384, "float32", "none"), (512, "mixed_bfloat16", "blocks")]
 )

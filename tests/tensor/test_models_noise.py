@@ -84,7 +84,7 @@ def test_later_blocks_are_left_out_more_often():
     np.testing.assert_allclose(rates, 0.4 * np.arange(1, 9) / 8)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenetv2", "efficientnetb0", "seresnet18", "xception"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2", "seresnet18"])
 def test_the_branch_of_a_block_is_left_out_and_never_its_shortcut(name):
     network = _construct(name, None)
     branches = residual_branches(network)

@@ -64,6 +64,41 @@ def test_group_norm_in_bfloat16_is_near_float32_and_keeps_float32_weights():
     np.testing.assert_allclose(dgamma_narrow, dgamma, rtol=0.03, atol=0.3)
 
 
+@pytest.mark.parametrize("narrow", [tf.bfloat16, tf.float16])
+def test_group_norm_of_a_narrow_map_is_the_float32_result_rounded(narrow):
+    x, dy = (tf.cast(_values(2, 16, 12, 64, seed=seed), narrow) for seed in (0, 1))
+    layer = GroupNorm()
+    layer.build(x.shape)
+    _draw_scale_and_shift(layer)
+    y, (dx, dgamma, dbeta) = _gradients(layer, tf.cast(x, tf.float32), tf.cast(dy, tf.float32))
+    narrow_layer = GroupNorm(dtype=f"mixed_{narrow.name}")
+    narrow_layer.build(x.shape)
+    _draw_scale_and_shift(narrow_layer)
+    y_narrow, (dx_narrow, dgamma_narrow, dbeta_narrow) = _gradients(narrow_layer, x, tf.cast(dy, tf.float32))
+    digit = float(np.finfo(np.float16).eps if narrow == tf.float16 else 2.0**-7)  # between 1 and the next number
+    np.testing.assert_allclose(tf.cast(y_narrow, tf.float32), y, rtol=0.501 * digit, atol=1e-5)
+    size = float(tf.reduce_max(tf.abs(dx)))
+    np.testing.assert_allclose(tf.cast(dx_narrow, tf.float32), dx, rtol=digit, atol=0.1 * digit * size)
+    np.testing.assert_allclose(dgamma_narrow, dgamma, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(dbeta_narrow, dbeta, rtol=1e-5, atol=1e-4)
+
+
+def test_group_norm_keeps_its_digits_on_a_large_map():
+    """A float32 sum over all pixels, as Keras' own layer has, is off by 2e-5 here."""
+    x = _values(1, 512, 512, 8)
+    layer = GroupNorm(epsilon=0.0)
+    exact = x.numpy().astype("f8")
+    exact = (exact - exact.mean()) / exact.std()
+    np.testing.assert_allclose(layer(x), exact, atol=3e-6)
+
+
+def test_group_norm_does_not_need_to_know_sizes_when_it_is_traced():
+    layer, x = GroupNorm(), _values(3, 6, 5, 16)
+    layer.build(x.shape)
+    traced = tf.function(layer, input_signature=[tf.TensorSpec([None, None, None, 16])])
+    np.testing.assert_allclose(traced(x), layer(x), atol=1e-6)
+
+
 def test_group_norm_works_inside_a_recomputed_block():
     layer, x = GroupNorm(), _values(1, 4, 4, 16)
     layer.build(x.shape)

@@ -10,7 +10,6 @@ from trainer.models.noise import noise_seed
 from trainer.models.recompute import _calls, _segments, recomputing
 
 SMALL = {"aspp_channels": 16, "decoder_channels": 16, "dropout": 0.0}
-FAMILIES = ["resnet18", "mobilenetv2", "efficientnetb0", "seresnext50", "densenet121", "xception", "inceptionv3"]
 
 
 def _build(**config):
@@ -43,11 +42,10 @@ def _training_pass(model):
 @pytest.mark.parametrize(
     ("backbone", "policy", "tolerance"),
     [
-        ("resnet18", "float32", 1e-6),
         ("mobilenetv2", "float32", 1e-6),
         # the gradients of a map that several layers read are added in another order, and rounded in between
         ("resnet18", "mixed_bfloat16", 0.02),
-        ("mobilenetv2", "mixed_float16", 0.02),
+        ("resnet18", "mixed_float16", 0.02),
     ],
 )
 def test_loss_and_gradients_are_those_of_the_network(backbone, policy, tolerance):
@@ -61,7 +59,8 @@ def test_loss_and_gradients_are_those_of_the_network(backbone, policy, tolerance
     assert np.linalg.norm(found - expected) <= tolerance * np.linalg.norm(expected) > 0
 
 
-@pytest.mark.parametrize("backbone", FAMILIES)
+@pytest.mark.long
+@pytest.mark.parametrize("backbone", ["efficientnetb0", "seresnet18", "densenet121", "xception"])
 def test_every_family_is_cut_into_segments_that_hold_each_layer_once(backbone):
     model = _build(backbone=backbone)
     calls, handed_out = _calls(model)
@@ -71,9 +70,7 @@ def test_every_family_is_cut_into_segments_that_hold_each_layer_once(backbone):
         "backbone"
     }
     assert sorted(call.layer.name for s in segments for call in s) == sorted(expected)
-    assert len(segments) >= 9 and max(map(len, segments)) < 100
-    logits = tf.function(recomputing(model))(tf.zeros([1, 32, 32, 3]))
-    assert logits.shape == (1, 32, 32, 2) and np.isfinite(logits).all()
+    assert len(segments) >= 9 and max(map(len, segments)) < 60
 
 
 def test_only_what_passes_between_segments_is_kept_for_the_backward_pass():

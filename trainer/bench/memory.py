@@ -24,21 +24,21 @@ from trainer.models.memory import predicted_peak_bytes
 
 def bench_memory(
     sizes: Sequence[int], backbone: str, batch: int, num_steps: int, say: Callable[[str], None] = print
-) -> list[Point]:
-    """Model, then measure every size, precision and kind of recomputing, small sizes first.
+) -> Iterator[list[Point]]:
+    """Model, then measure every size, precision and kind of recomputing; all points anew after each measurement.
 
     Raises:
       ModelError: no such backbone.
     """
     say("modelling (the network is traced at every size) ...")
     points = list(model_points(sizes, backbone, batch))
-    efforts = [p.setting.patch_size**2 + 1024**2 for p in points]  # a start takes about as long as the steps at 1024 px
+    efforts = [p.setting.patch_size**2 + 1024**2 for p in points]  # a start takes as long as the steps at 1024 px
     started = time.monotonic()
     for at, point in enumerate(points):
         points[at] = measured(point, num_steps, psutil.virtual_memory().available)
         left = (time.monotonic() - started) * sum(efforts[at + 1 :]) / sum(efforts[: at + 1])
         say(f"{at + 1}/{len(points)} points  {described(points[at])}  ETA {left / 60:.0f} min")
-    return points
+        yield list(points)
 
 
 def model_points(sizes: Iterable[int], backbone: str, batch: int) -> Iterator[Point]:
@@ -84,4 +84,4 @@ def measured(point: Point, num_steps: int, free_bytes: int) -> Point:
         last = (done.stderr.strip() or "no message").splitlines()[-1]
         return replace(point, not_measured=f"failed with status {done.returncode}: {last[:120]}")
     result = json.loads(done.stdout.strip().splitlines()[-1])
-    return replace(point, measured_gb=result["peak_memory_gb"], step_s=result["median_step_s"])
+    return replace(point, measured_gb=result["peak_memory_gb"], step_s=result["median_step_s"], not_measured="")

@@ -27,7 +27,7 @@ class Point:
     modelled_gb: float
     measured_gb: float | None = None
     step_s: float | None = None
-    not_measured: str = ""
+    not_measured: str = "not yet"
 
     @property
     def error(self) -> float | None:

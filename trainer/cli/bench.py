@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> None:
     from trainer.bench.memory import bench_memory
     from trainer.bench.memory_report import write_report
 
-    points = bench_memory(args.sizes, args.backbone, args.batch, args.steps, lambda line: print(line, flush=True))
-    write_report(points, args.out, shlex.join(["widefield", *sys.argv[1:]]))
+    command = shlex.join(["widefield", *sys.argv[1:]])
+    for points in bench_memory(args.sizes, args.backbone, args.batch, args.steps, lambda line: print(line, flush=True)):
+        write_report(points, args.out, command)  # after each point: a long bench may be stopped
     print(f"written: {args.out / 'README.md'}")

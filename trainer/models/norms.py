@@ -99,74 +99,60 @@ def _over_group(x_NC: tf.Tensor, groups: int) -> tf.Tensor:
 
 # With statistics that change nothing, TensorFlow's batch norm operations are its only ones that read and write bfloat16
 # and compute in float32 between, in one pass: half the time of casts, products and sums, and no float32 copy. They
-# know one scale per channel, not per patch, so patches go one by one.
+# know one scale per channel, not per patch, so they serve batches of one: the large patches, where it matters.
 
 
 def _scale_and_shift(x_NHWC: tf.Tensor, scale_NC: tf.Tensor, shift_NC: tf.Tensor) -> tf.Tensor:
     """x * scale + shift in float32, rounded to the type of x."""
+    if x_NHWC.shape[0] != 1:
+        y = tf.cast(x_NHWC, tf.float32) * _per_pixel(scale_NC) + _per_pixel(shift_NC)
+        return tf.cast(y, x_NHWC.dtype)
     channels = x_NHWC.shape[-1]
-
-    def one(x_1HWC, scale_1C, shift_1C):
-        scale_C, shift_C = tf.reshape(scale_1C, [channels]), tf.reshape(shift_1C, [channels])
-        y, *_ = tf.raw_ops.FusedBatchNormV3(
-            x=x_1HWC,
-            scale=scale_C,
-            offset=shift_C,
-            mean=tf.zeros([channels]),
-            variance=tf.ones([channels]),
-            epsilon=0.0,
-            is_training=False,
-        )
-        return (y,)
-
-    (y_NHWC,) = _patch_by_patch(one, (x_NHWC, scale_NC, shift_NC), (x_NHWC.dtype,))
-    return y_NHWC
+    y, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=x_NHWC,
+        scale=tf.reshape(scale_NC, [channels]),
+        offset=tf.reshape(shift_NC, [channels]),
+        mean=tf.zeros([channels]),
+        variance=tf.ones([channels]),
+        epsilon=0.0,
+        is_training=False,
+    )
+    return y
 
 
 def _scale_and_sum(a_NHWC: tf.Tensor, b_NHWC: tf.Tensor, scale_NC: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """a * scale in the type of a, and the float32 sums [N, C] of a and of a * b over the pixels.
 
-    A row's pixels count as channels: sums down a column, of a few thousand rows at most, keep the digits that one sum
-    over a million pixels loses (a variance at 512 x 512 px is off by 8e-5 without, by 1e-6 with).
+    Sums go down the columns first: sums of a few thousand rows at most keep the digits that one sum over a million
+    pixels loses (a variance at 512 x 512 px is off by 8e-5 without, by 1e-6 with).
     """
+    if a_NHWC.shape[0] != 1:
+        a, b = tf.cast(a_NHWC, tf.float32), tf.cast(b_NHWC, tf.float32)
+        scaled = tf.cast(a * _per_pixel(scale_NC), a_NHWC.dtype)
+        return scaled, *(tf.reduce_sum(tf.reduce_sum(x, 1), 1) for x in (a, a * b))
     _, rows, width, channels = _shape(a_NHWC)
+    columns = [1, rows, 1, width * channels]  # a row's pixels count as channels
+    scaled, sums_of_products, sums, *_ = tf.raw_ops.FusedBatchNormGradV3(
+        y_backprop=tf.reshape(a_NHWC, columns),
+        x=tf.reshape(b_NHWC, columns),
+        scale=tf.tile(scale_NC[0], [width]),
+        reserve_space_1=tf.zeros([width * channels]),  # mean
+        reserve_space_2=tf.ones([width * channels]),  # variance
+        reserve_space_3=tf.zeros([0]),
+        epsilon=0.0,
+        is_training=False,
+    )
+    totals = (tf.reduce_sum(tf.reshape(x, [1, width, channels]), 1) for x in (sums, sums_of_products))
+    return tf.reshape(scaled, [1, rows, width, channels]), *totals
 
-    def one(a_1HWC, b_1HWC, scale_1C):
-        columns = [1, rows, 1, width * channels]
-        scaled, sums_of_products, sums, *_ = tf.raw_ops.FusedBatchNormGradV3(
-            y_backprop=tf.reshape(a_1HWC, columns),
-            x=tf.reshape(b_1HWC, columns),
-            scale=tf.tile(scale_1C[0], [width]),
-            reserve_space_1=tf.zeros([width * channels]),  # mean
-            reserve_space_2=tf.ones([width * channels]),  # variance
-            reserve_space_3=tf.zeros([0]),
-            epsilon=0.0,
-            is_training=False,
-        )
-        return (
-            tf.reshape(scaled, [1, rows, width, channels]),
-            tf.reduce_sum(tf.reshape(sums, [1, width, channels]), 1),
-            tf.reduce_sum(tf.reshape(sums_of_products, [1, width, channels]), 1),
-        )
 
-    return _patch_by_patch(one, (a_NHWC, b_NHWC, scale_NC), (a_NHWC.dtype, tf.float32, tf.float32))
+def _per_pixel(x_NC: tf.Tensor) -> tf.Tensor:
+    return x_NC[:, tf.newaxis, tf.newaxis, :]
 
 
 def _shape(x: tf.Tensor) -> list:
     """Numbers where they are known: a training step's graph is a third smaller without the arithmetic of sizes."""
     return [tf.shape(x)[axis] if size is None else size for axis, size in enumerate(x.shape)]
-
-
-def _patch_by_patch(one: Callable[..., tuple], batched: tuple[tf.Tensor, ...], dtypes: tuple) -> tuple:
-    """`one` of each patch's tensors, which are batches of one, its results joined."""
-    batch = batched[0].shape[0]
-    if batch == 1:
-        return one(*batched)
-    if batch is None:
-        results = tf.map_fn(lambda patch: one(*(x[tf.newaxis] for x in patch)), batched, fn_output_signature=dtypes)
-        return tuple(x[:, 0] for x in results)
-    parts = zip(*(tf.split(x, batch) for x in batched), strict=True)
-    return tuple(tf.concat(result, 0) for result in zip(*(one(*part) for part in parts), strict=True))
 
 
 class FrozenBatchNorm(keras.layers.BatchNormalization):

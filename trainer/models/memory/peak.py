@@ -7,10 +7,13 @@ from dataclasses import dataclass, fields
 from trainer.models.keras import keras
 from trainer.models.memory.cost import pass_cost
 
-# Three constants, calibrated on TensorFlow 2.21, Linux, x86-64, and the same for all networks (results/memory/).
-PROCESS_BYTES = 1_160_000_000
-"""A training process beside its weights and tensors: 0.6 GB of Python, TensorFlow and what training imports, and what
-Keras and TensorFlow make of a network before and while it runs for the first time."""
+# Four constants, fitted to fresh processes on TensorFlow 2.21, Linux, x86-64: ResNet-18 and -50 and MobileNetV2, 256 to
+# 1024 px, batch 1 to 4 (2026-11-21). They are the same for all networks.
+PROCESS_BYTES = 630_000_000
+"""Python, TensorFlow and what training imports (0.6 GB), before there is a network."""
+WEIGHT_BYTES = 2_350_000
+"""Per trainable tensor, whatever its size: Keras' layer and that of the published network, and the graph in which
+the optimiser changes it."""
 OPERATION_BYTES = 20_000
 """Per operation of the traced pass: its graph in Python and C++, the optimised copy, its kernels."""
 ALLOCATOR_FACTOR = 1.13
@@ -69,7 +72,7 @@ def peak_memory(
         for variables in (model.trainable_variables, model.non_trainable_variables)
     )
     return PeakMemory(
-        process=PROCESS_BYTES + OPERATION_BYTES * cost.num_operations,
+        process=PROCESS_BYTES + WEIGHT_BYTES * len(model.trainable_variables) + OPERATION_BYTES * cost.num_operations,
         weights=trainable + frozen,
         gradients=trainable,
         optimizer=optimizer_slots * trainable,
