@@ -42,10 +42,9 @@ def _training_pass(model):
 @pytest.mark.parametrize(
     ("backbone", "policy", "tolerance"),
     [
-        ("mobilenetv2", "float32", 1e-6),
+        ("resnet18", "float32", 1e-6),
         # the gradients of a map that several layers read are added in another order, and rounded in between
         ("resnet18", "mixed_bfloat16", 0.02),
-        ("resnet18", "mixed_float16", 0.02),
     ],
 )
 def test_loss_and_gradients_are_those_of_the_network(backbone, policy, tolerance):

@@ -9,6 +9,7 @@ from trainer.models.keras import keras, tf
 from trainer.runtime import SingleComm
 from trainer.train.checkpoint import digest
 from trainer.train.ema import Averaged
+from trainer.train.forecast import Speed, fit_speed
 from trainer.train.step import Step, allreduce_bytes, make_optimizer, make_train_step, wire_bytes
 
 SMALL = ModelConfig(backbone="resnet18", aspp_channels=16, decoder_channels=16, dropout=0.0)
@@ -169,3 +170,10 @@ def test_bytes_on_the_wire_follow_the_compression_and_the_number_of_ranks() -> N
     expected = [width * count + statistics + 8 for width in (4, 2, 2)]
     assert [allreduce_bytes(model, c) for c in ("none", "fp16", "bf16")] == expected
     assert [wire_bytes(1000, n) for n in (1, 2, 4)] == [0, 1000, 1500]
+
+
+def test_a_forecast_separates_what_every_pass_costs_from_what_its_arithmetic_costs() -> None:
+    speed = fit_speed([(1e9, 0.6), (16e9, 4.4)])
+    assert speed.fixed + speed.per_flop * 1e9 == pytest.approx(0.6)
+    assert speed.fixed + speed.per_flop * 16e9 == pytest.approx(4.4)
+    assert fit_speed([(2e9, 1.0)]) == fit_speed([(1e9, 0.1), (2e9, 1.0)]) == Speed(0.0, 0.5e-9)

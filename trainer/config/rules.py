@@ -56,9 +56,10 @@ def _check_class_weights(config: Config) -> None:
 
 def _norm_warnings(config: Config, world_size: int) -> list[str]:
     shared_by = world_size if config.model.norm == "sync_batch" else 1
-    batches = [99 if s.local_batch_size == "auto" else s.local_batch_size * shared_by for s in config.curriculum]
-    if config.model.norm in ("batch", "sync_batch") and min(batches) < 4:
-        stage = batches.index(min(batches))
+    stages = enumerate(config.curriculum)
+    batches = {i: s.local_batch_size * shared_by for i, s in stages if s.local_batch_size != "auto"}
+    if config.model.norm in ("batch", "sync_batch") and min(batches.values(), default=4) < 4:
+        stage = min(batches, key=batches.__getitem__)
         return [
             f"model.norm={config.model.norm}: in curriculum[{stage}] statistics come from {batches[stage]} patch(es), "
             "which is noisy; model.norm=group does not depend on the batch"

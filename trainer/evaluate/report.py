@@ -39,6 +39,10 @@ def _fixed(key: str, digits: int) -> Callable[[dict[str, Any]], str]:
     return lambda row: "n/a" if row.get(key) is None else f"{row[key]:.{digits}f}"
 
 
+def _share(key: str) -> Callable[[dict[str, Any]], str]:
+    return lambda row: "n/a" if row.get(key) is None else f"{row[key]:.2%}"
+
+
 _COMMON: tuple[Column, ...] = (
     ("patch size", lambda s: str(s["patch_size"])),
     ("accuracy", _fixed("common_accuracy", 4)),
@@ -63,7 +67,10 @@ _COST: tuple[Column, ...] = (
     ("seconds", _fixed("seconds", 0)),
     ("Mpx/s, all ranks", _fixed("megapixels_per_second", 3)),
     ("peak memory per rank (GB)", _fixed("peak_memory_gb", 2)),
-    ("data wait", lambda s: "n/a" if s["data_wait_fraction"] is None else f"{s['data_wait_fraction']:.1%}"),
+    ("data wait", _share("data_wait_fraction")),
+    ("all-reduce not hidden", _share("allreduce_fraction")),
+    ("checkpoints", _share("checkpoint_fraction")),
+    ("loop overhead", _share("overhead_fraction")),
     ("gradient MB per step", lambda s: f"{s['allreduce_bytes_per_step'] / 1e6:.1f}"),
 )
 SCORES: tuple[Column, ...] = (

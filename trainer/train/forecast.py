@@ -10,7 +10,7 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 
 from trainer.config import Config, check_rules
-from trainer.curriculum import Batch, Stage, make_plan, plan_batches
+from trainer.curriculum import Stage, make_plan, plan_batches
 from trainer.models import build_model
 from trainer.models.keras import keras
 from trainer.models.memory import flops_per_step
@@ -22,6 +22,17 @@ from trainer.train.session import prepare_index, training_orders
 from trainer.train.step import make_optimizer, make_train_step
 
 _TIMED_STEPS = 3
+_LARGEST_TIMED = 1024
+"""Patch size in pixels; a pass of a larger one would keep people waiting for its forecast."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of a pass = fixed + per_flop x its multiply-adds. Scaling one small patch alone was seen to be wrong by a
+    factor of two: its fixed cost is as large as its arithmetic."""
+
+    fixed: float
+    per_flop: float
 
 
 @dataclass(frozen=True)
@@ -52,47 +63,60 @@ def print_forecast(config: Config, world_size: int, local_size: int, threads: in
     model = build_model(config.model, len(config.data.classes), read_weights=False)
     batches = plan_batches(config.curriculum, fits_in_memory(model, config, world_size, local_size))
     plan = make_plan(config.curriculum, batches, {s: o.length for (_, s), o in orders.items()}, world_size)
-    size, batch = min((size, b) for stage in batches for size, b in stage.items())
-    console.line(f"timing {_TIMED_STEPS} steps of {batch.local_batch_size} x {size} px on {threads} threads")
-    rate = seconds_per_flop(model, config, size, batch)
-    lines = [forecast_stage(config, model, stage, plan.total_steps, rate) for stage in plan.stages]
+    sizes = {size: batch.local_batch_size for stage in batches for size, batch in stage.items()}
+    small = min(sizes)
+    large = max((s for s in sizes if s <= _LARGEST_TIMED), default=small)
+    samples = []
+    for size in sorted({small, large}):
+        console.line(f"timing {_TIMED_STEPS} passes of {sizes[size]} x {size} px on {threads} thread(s)")
+        samples.append(time_pass(model, config, size, sizes[size]))
+    speed = fit_speed(samples)
+    lines = [forecast_stage(config, model, stage, plan.total_steps, speed) for stage in plan.stages]
     _print(lines, config, world_size, threads)
 
 
-def forecast_stage(
-    config: Config, model: keras.Model, stage: Stage, total_steps: int, seconds_per_flop: float
-) -> StageForecast:
+def forecast_stage(config: Config, model: keras.Model, stage: Stage, total_steps: int, speed: Speed) -> StageForecast:
+    """What one stage will need on one rank of its world size."""
     memory = memory_model(model, config, stage.world_size)
     recompute = config.training.recompute == "blocks"
     turns = stage.samples_at(stage.end_step)
-    seconds = sum(
-        turns[size]
-        / stage.world_size
-        / batch.local_batch_size
-        * flops_per_step(model, size, batch.local_batch_size, recompute=recompute)
-        for size, batch in stage.batches.items()
-    )
+    seconds = 0.0
+    for size, batch in stage.batches.items():
+        passes = turns[size] / stage.world_size / batch.local_batch_size
+        flops = flops_per_step(model, size, batch.local_batch_size, recompute=recompute)
+        seconds += passes * (speed.fixed + speed.per_flop * flops)
     rates = [
         learning_rate(config.training.optimizer, step, total_steps, stage.world_size, stage.learning_rate_factor)
         for step in (stage.start_step, stage.end_step - 1)
     ]
     peak = max(memory(size, b.local_batch_size, b.accumulate) for size, b in stage.batches.items())
-    return StageForecast(stage, rates[0], rates[1], peak, seconds * seconds_per_flop)
+    return StageForecast(stage, rates[0], rates[1], peak, seconds)
 
 
-def seconds_per_flop(model: keras.Model, config: Config, patch_size: int, batch: Batch) -> float:
-    """What one rank's arithmetic takes on this machine, from a few real steps on noise."""
+def time_pass(model: keras.Model, config: Config, patch_size: int, batch: int) -> tuple[float, float]:
+    """(multiply-adds, median seconds) of one rank's pass on this machine, from a few real steps on noise."""
     optimizer = make_optimizer(config.training.optimizer, config.training.precision)
     step = make_train_step(model, optimizer, config.training, SingleComm())(1)
-    count, rng = batch.local_batch_size, np.random.default_rng(0)
-    images = rng.integers(0, 256, (count, patch_size, patch_size, 3), np.uint8)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (batch, patch_size, patch_size, 3), np.uint8)
     labels = rng.integers(0, len(config.data.classes), images.shape[:3], np.uint8)
-    step(images, labels, 0, False)  # traces and compiles
-    start = time.perf_counter()
-    for number in range(_TIMED_STEPS):
+    seconds = []
+    for number in range(1 + _TIMED_STEPS):  # the first one traces and compiles
+        start = time.perf_counter()
         step(images, labels, number, False)
-    seconds = (time.perf_counter() - start) / _TIMED_STEPS
-    return seconds / flops_per_step(model, patch_size, count, recompute=config.training.recompute == "blocks")
+        seconds.append(time.perf_counter() - start)
+    flops = flops_per_step(model, patch_size, batch, recompute=config.training.recompute == "blocks")
+    return flops, float(np.median(seconds[1:]))
+
+
+def fit_speed(samples: list[tuple[float, float]]) -> Speed:
+    """The line through two (multiply-adds, seconds); through one, or where the larger was not slower, none is fixed."""
+    (small, short), (large, long) = min(samples), max(samples)
+    if large > small and long > short:
+        per_flop = (long - short) / (large - small)
+        if short > per_flop * small:
+            return Speed(short - per_flop * small, per_flop)
+    return Speed(0.0, long / large)
 
 
 def _print(lines: list[StageForecast], config: Config, world_size: int, threads: int) -> None:
