@@ -85,6 +85,7 @@ def test_page_shows_both_slides(config_file: Path) -> None:
     assert "a.svs" in page and "b.svs" in page and "data:image/jpeg;base64," in page and "<script" not in page
 
 
+@pytest.mark.long
 def test_two_ranks_train_on_extracted_staged_normalised_patches(
     config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,6 +104,7 @@ def test_a_run_killed_at_a_random_step_ends_with_the_bits_of_an_undisturbed_one(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_run_killed_several_times_all_ranks_or_one_still_ends_with_the_same_bits(
     tiny_slides: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
