@@ -1,10 +1,14 @@
-"""Our training step under Horovod on 1 rank, against a plain TensorFlow loop on the same network and batch.
+"""Step times of two ways to train the same network on the same batch, one step each in turns.
 
-  mpirun -np 1 python tools/bench_step.py BACKBONE PATCH BATCH
+  mpirun -np 1 python tools/bench_step.py ours plain BACKBONE PATCH BATCH [PAIRS]
 
-Both run in this process, one step each in turns, so that what else the machine does hits both alike; the ratio is
-that of the median step times. Horovod's background thread is alive (asleep but for a poll each millisecond) during the
-plain steps too. Prints one line of JSON.
+What else the machine does hits both alike; the ratio is that of the median step times. Ways:
+  ours         our step under Horovod on 1 rank, fp16 on the wire
+  plain        what a reader of the TensorFlow tutorial would write
+  bfloat16     ours with training.precision=mixed_bfloat16
+  recompute    bfloat16 with training.recompute=blocks
+  keras_norm   ours with Keras' GroupNormalization in place of our group norm
+Horovod's background thread is alive (asleep but for a poll each millisecond) all the time. Prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -17,17 +21,32 @@ from collections.abc import Callable
 import numpy as np
 
 from trainer.config.schema import LossConfig, ModelConfig, OptimizerConfig, TrainingConfig
-from trainer.models import build_model, segmentation_loss
+from trainer.models import build_model, norms, segmentation_loss
 from trainer.models.keras import keras, tf
 from trainer.runtime.comm_horovod import HorovodComm
 from trainer.runtime.start import my_threads
 from trainer.train.step import make_optimizer, make_train_step
 
-ROUNDS = 40
+Step = Callable[[np.ndarray, np.ndarray], None]
 
 
-def plain_step(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> Callable:
-    """What a reader of the TensorFlow tutorial would write."""
+class KerasGroupNorm(keras.layers.Layer):
+    """Keras' own layer with the groups that ours takes."""
+
+    def __init__(self, epsilon: float = 1e-3, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.epsilon = epsilon
+
+    def build(self, input_shape) -> None:
+        self.norm = keras.layers.GroupNormalization(norms.num_groups(int(input_shape[-1])), epsilon=self.epsilon)
+        super().build(input_shape)
+
+    def call(self, x):
+        return self.norm(x)
+
+
+def plain_step(model: keras.Model) -> Step:
+    optimizer = make_optimizer(OptimizerConfig(), "float32")
 
     @tf.function
     def step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -37,56 +56,58 @@ def plain_step(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> Cal
         optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
         return loss
 
-    return step
+    return lambda images, labels: float(step(tf.constant(images), tf.constant(labels)))
 
 
-def seconds_of(step: Callable, images: np.ndarray, labels: np.ndarray) -> float:
+def our_step(model: keras.Model, config: TrainingConfig, comm: HorovodComm) -> Step:
+    step = make_train_step(model, make_optimizer(OptimizerConfig(), config.precision), config, comm)(1)
+    return lambda images, labels: step(images, labels, 0, False)
+
+
+def way(name: str, backbone: str, comm: HorovodComm) -> Step:
+    precision = "mixed_bfloat16" if name in ("bfloat16", "recompute") else "float32"
+    keras.mixed_precision.set_global_policy(precision)
+    ours = norms.GroupNorm
+    if name == "keras_norm":
+        norms.GroupNorm = KerasGroupNorm
+    model = build_model(ModelConfig(backbone=backbone), 2)
+    norms.GroupNorm = ours
+    if name == "plain":
+        return plain_step(model)
+    recompute = "blocks" if name == "recompute" else "none"
+    return our_step(model, TrainingConfig(compression="fp16", precision=precision, recompute=recompute), comm)
+
+
+def seconds_of(step: Step, images: np.ndarray, labels: np.ndarray) -> float:
     start = time.perf_counter()
     step(images, labels)
     return time.perf_counter() - start
 
 
-def main() -> None:
-    backbone, patch, batch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+def main(first: str, second: str, backbone: str, patch_size: int, batch: int, num_pairs: int) -> None:
     threads = my_threads()
     comm = HorovodComm()
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    model = build_model(ModelConfig(backbone=backbone), 2)
-    plain = plain_step(model, make_optimizer(OptimizerConfig(), "float32"))
-    ours = make_train_step(
-        model, make_optimizer(OptimizerConfig(), "float32"), TrainingConfig(compression="fp16"), comm
-    )
-    steps = {
-        "plain": lambda images, labels: float(plain(tf.constant(images), tf.constant(labels))),
-        "ours": lambda images, labels: ours(1)(images, labels, 0, False),
-    }
+    steps = {name: way(name, backbone, comm) for name in (first, second)}
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (batch, patch, patch, 3), np.uint8)
-    labels = rng.integers(0, 2, (batch, patch, patch), np.uint8)
+    images = rng.integers(0, 256, (batch, patch_size, patch_size, 3), np.uint8)
+    labels = rng.integers(0, 2, (batch, patch_size, patch_size), np.uint8)
     for step in [*steps.values()] * 2:  # trace, then settle
         seconds_of(step, images, labels)
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for round_number in range(ROUNDS):
-        for name in sorted(steps, reverse=bool(round_number % 2)):
+    for pair in range(num_pairs):
+        for name in sorted(steps, reverse=bool(pair % 2)):
             times[name].append(seconds_of(steps[name], images, labels))
-    ratios = np.array(times["plain"]) / np.array(times["ours"])
-    print(
-        json.dumps(
-            {
-                "backbone": backbone,
-                "patch_size": patch,
-                "batch": batch,
-                "threads": threads,
-                "plain_step_s": float(np.median(times["plain"])),
-                "our_step_s": float(np.median(times["ours"])),
-                "ratio": float(np.median(times["plain"]) / np.median(times["ours"])),
-                "ratio_spread": [float(np.quantile(ratios, 0.25)), float(np.quantile(ratios, 0.75))],
-                "rounds": ROUNDS,
-            }
-        )
-    )
+    ratios = np.array(times[second]) / np.array(times[first])
+    result = {"first": first, "second": second, "backbone": backbone, "patch_size": patch_size, "batch": batch}
+    result |= {"threads": threads, "pairs": num_pairs}
+    result |= {f"{name}_step_s": float(np.median(t)) for name, t in times.items()}
+    result["speed_of_first_over_second"] = float(np.median(times[second]) / np.median(times[first]))
+    result["quartiles_of_pairs"] = [float(np.quantile(ratios, q)) for q in (0.25, 0.75)]
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main()
+    a, b, name, *numbers = sys.argv[1:]
+    main(a, b, name, *map(int, [*numbers, 40][:3]))

@@ -78,7 +78,10 @@ def test_the_clock_leaves_out_warm_up_steps_and_the_peak_can_start_anew() -> Non
             with clock.phase("compute"):
                 time.sleep(0.002)
             clock.move("compute", "allreduce", 0.001)
+        with clock.between():
+            time.sleep(0.002)
     shares = shares_of(clock.totals())
+    assert clock.totals()[4] >= 2 * 0.006, "what is done between steps counts"
     assert clock.totals()[-2:].tolist() == [4.0, 2.0], "two steps at each size are warm-up"
     assert all(0 < (shares[f"{k}_fraction"] or 0) < 1 for k in ("data_wait", "compute", "allreduce", "overhead"))
     assert sum(v or 0 for k, v in shares.items() if k.endswith("_fraction")) == pytest.approx(1)

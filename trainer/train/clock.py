@@ -16,7 +16,7 @@ WARM_UP_STEPS = 2
 """First steps at each patch size of a stage, which trace and compile the network; they are timed apart."""
 PHASES = ("wait", "compute", "allreduce", "save")
 """Parts of a step: waiting for data; forward, backward and optimiser; all-reduce that no computing hid; copying the
-state for a checkpoint. What is left of a step is the loop's own."""
+state for a checkpoint. What is left of a step, and what is done between steps, is the loop's own."""
 
 
 class StageClock:
@@ -28,6 +28,7 @@ class StageClock:
         self._now = dict.fromkeys(PHASES, 0.0)
         self._warm_up = _Sums()
         self._sums = _Sums()
+        self._last = self._warm_up
 
     @contextmanager
     def step(self, patch_size: int, megapixels: float) -> Iterator[None]:
@@ -36,8 +37,15 @@ class StageClock:
         start = time.perf_counter()
         yield
         self._seen[patch_size] += 1
-        sums = self._sums if self._seen[patch_size] > WARM_UP_STEPS else self._warm_up
-        sums.add(self._now, time.perf_counter() - start, megapixels)
+        self._last = self._sums if self._seen[patch_size] > WARM_UP_STEPS else self._warm_up
+        self._last.add(self._now, time.perf_counter() - start, megapixels)
+
+    @contextmanager
+    def between(self) -> Iterator[None]:
+        """Logging and checks after a step, which count as part of it."""
+        start = time.perf_counter()
+        yield
+        self._last.seconds += time.perf_counter() - start
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

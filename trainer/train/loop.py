@@ -96,15 +96,16 @@ def train_stage(run: Run, stage: Stage, progress: Progress, clock: StageClock) -
             progress = progress.at(step + 1, stage.samples_at(step + 1))
             with clock.phase("save"):
                 run.save_if_due(progress)
-        console.advance()
-        if run.is_due(config.training.log_every_steps, stage, step):
-            log_step(run, stage, step, sum(losses) / len(losses), rate, clock)
-            losses = []
+        with clock.between():
+            console.advance()
+            if run.is_due(config.training.log_every_steps, stage, step):
+                log_step(run, stage, step, sum(losses) / len(losses), rate, clock)
+                losses = []
+            if config.training.check_every_steps and (step + 1) % config.training.check_every_steps == 0:
+                run.require_agreement(progress, f"after step {step + 1}")
         if result.stop_requested:
             run.save(progress, wait=True)
             raise StoppedBySignal(run.path, step + 1, run.total_steps)
-        if config.training.check_every_steps and (step + 1) % config.training.check_every_steps == 0:
-            run.require_agreement(progress, f"after step {step + 1}")
         if stage.plateau and (step + 1 - stage.first_step) % stage.plateau.every_steps == 0:
             progress = score_plateau(run, stage, progress)
     console.stop_bar()

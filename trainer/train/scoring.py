@@ -18,7 +18,7 @@ def score_stage(session: Session, stage: Stage, end_step: int, clock: StageClock
     """What the report says of one stage: speed and memory over all ranks, and the scores at its largest size."""
     comm, size = session.comm, stage.largest_size
     cost = shares_of(comm.allreduce(clock.totals()) / comm.world_size)
-    peaks = comm.gather(peak_memory_bytes())
+    peaks, seconds = comm.gather(peak_memory_bytes()), clock.elapsed_s
     session.console.line(f"stage {stage.number}: scoring at {size} px, and on the common footprint")
     with session.scored_weights():
         per_size = session.evaluator.score_size(session.predict, size)
@@ -33,7 +33,7 @@ def score_stage(session: Session, stage: Stage, end_step: int, clock: StageClock
         "sizes": {str(s): share for s, share in stage.size_shares.items()},
         **cost,
         "peak_memory_gb": max(peaks) / 1e9,
-        "seconds": clock.elapsed_s,
+        "seconds": seconds,
         "steps": end_step - stage.first_step,
         "global_batch_size": stage.global_batch(size),
         "allreduce_bytes_per_step": payload,
