@@ -55,7 +55,8 @@ test: setup $(REAL_SLIDE) ## all tests but those that need a Slurm or minutes
 
 .PHONY: test-long
 test-long: setup $(REAL_SLIDE) ## what takes minutes: runs killed again and again, a full disk, fuzzed annotations
-	$(BIN)/python -m pytest -m long tests
+	$(BIN)/python -m pytest -m long tests/fuzz
+	$(BIN)/python -m pytest -m long
 
 .PHONY: lint
 lint: setup ## ruff (lint and format) and mypy

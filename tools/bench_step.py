@@ -6,7 +6,6 @@ What else the machine does hits both alike; the ratio is that of the median step
   ours         our step under Horovod on 1 rank, fp16 on the wire
   plain        what a reader of the TensorFlow tutorial would write
   bfloat16     ours with training.precision=mixed_bfloat16
-  recompute    bfloat16 with training.recompute=blocks
   keras_norm   ours with Keras' GroupNormalization in place of our group norm
 Horovod's background thread is alive (asleep but for a poll each millisecond) all the time. Prints one line of JSON.
 """
@@ -65,7 +64,7 @@ def our_step(model: keras.Model, config: TrainingConfig, comm: HorovodComm) -> S
 
 
 def way(name: str, backbone: str, comm: HorovodComm) -> Step:
-    precision = "mixed_bfloat16" if name in ("bfloat16", "recompute") else "float32"
+    precision = "mixed_bfloat16" if name == "bfloat16" else "float32"
     keras.mixed_precision.set_global_policy(precision)
     ours = norms.GroupNorm
     if name == "keras_norm":
@@ -74,8 +73,7 @@ def way(name: str, backbone: str, comm: HorovodComm) -> Step:
     norms.GroupNorm = ours
     if name == "plain":
         return plain_step(model)
-    recompute = "blocks" if name == "recompute" else "none"
-    return our_step(model, TrainingConfig(compression="fp16", precision=precision, recompute=recompute), comm)
+    return our_step(model, TrainingConfig(compression="fp16", precision=precision), comm)
 
 
 def seconds_of(step: Step, images: np.ndarray, labels: np.ndarray) -> float:

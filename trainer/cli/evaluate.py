@@ -7,7 +7,8 @@ NAME = "evaluate"
 HELP = "score a run's checkpoints again"
 DETAILS = """\
 Scores the checkpoint at the end of every stage at that stage's patch size, per size and on the common footprint, and
-writes RUN_DIR/evaluation.json. On any number of ranks the figures are those of the report.
+writes RUN_DIR/evaluation.json. On any number of ranks the figures are those of the report (with
+as many threads per rank to the last bit, else an AUC may differ in its sixth digit).
 
   widefield evaluate runs/demo
   mpirun -np 2 python -m trainer evaluate runs/demo
