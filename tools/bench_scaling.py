@@ -94,5 +94,5 @@ def main(backbone: str, patch_size: int, batch: int, num_rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    name, *numbers = sys.argv[1:]
-    main(name, *map(int, [*numbers, 12][:3]))
+    backbone, *numbers = sys.argv[1:]
+    main(backbone, *[int(number) for number in [*numbers, "12"][:3]])

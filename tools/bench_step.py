@@ -16,6 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from unittest import mock
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from trainer.runtime.comm_horovod import HorovodComm
 from trainer.runtime.start import my_threads
 from trainer.train.step import make_optimizer, make_train_step
 
-Step = Callable[[np.ndarray, np.ndarray], None]
+Step = Callable[[np.ndarray, np.ndarray], object]
 
 
 class KerasGroupNorm(keras.layers.Layer):
@@ -66,11 +67,8 @@ def our_step(model: keras.Model, config: TrainingConfig, comm: HorovodComm) -> S
 def way(name: str, backbone: str, comm: HorovodComm) -> Step:
     precision = "mixed_bfloat16" if name == "bfloat16" else "float32"
     keras.mixed_precision.set_global_policy(precision)
-    ours = norms.GroupNorm
-    if name == "keras_norm":
-        norms.GroupNorm = KerasGroupNorm
-    model = build_model(ModelConfig(backbone=backbone), 2)
-    norms.GroupNorm = ours
+    with mock.patch.object(norms, "GroupNorm", KerasGroupNorm if name == "keras_norm" else norms.GroupNorm):
+        model = build_model(ModelConfig(backbone=backbone), 2)
     if name == "plain":
         return plain_step(model)
     return our_step(model, TrainingConfig(compression="fp16", precision=precision), comm)
@@ -107,5 +105,5 @@ def main(first: str, second: str, backbone: str, patch_size: int, batch: int, nu
 
 
 if __name__ == "__main__":
-    a, b, name, *numbers = sys.argv[1:]
-    main(a, b, name, *map(int, [*numbers, 40][:3]))
+    a, b, backbone, *numbers = sys.argv[1:]
+    main(a, b, backbone, *[int(number) for number in [*numbers, "40"][:3]])
