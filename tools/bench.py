@@ -7,14 +7,14 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from trainer.bench.machine import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "results" / "bench"
@@ -105,20 +105,6 @@ def main() -> None:
         file.write_text(json.dumps(result, indent=1) + "\n")  # after each part: a long bench may be stopped
     (OUT / "README.md").write_text(render(result))
     print(render(result))
-
-
-def machine() -> str:
-    """One line on the hardware that a figure was measured on."""
-    return f"{os.cpu_count()} x {cpu_name()}, {memory_gib():.0f} GiB, {platform.platform()}"
-
-
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), platform.processor())
-
-
-def memory_gib() -> float:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 
 
 def render(result: dict[str, Any]) -> str:

@@ -24,18 +24,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
-from bench import machine
+
+from trainer.bench.machine import machine
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT, DATA, RUNS = ROOT / "results" / "curriculum", ROOT / "data" / "curriculum", ROOT / "runs" / "curriculum"
-BATCH = {64: 8, 128: 4, 256: 2}
-"""Patch size -> patches in a step"""
+BATCH = {64: 16, 128: 4, 256: 1}
+"""Patch size -> patches in a step: the same pixels, as `local_batch_size: auto` has it."""
 NUM_VAL = 4
 DATA_SETS = {"small": 8, "large": 32}
 """Training slides."""
@@ -43,16 +44,30 @@ DATA_SETS = {"small": 8, "large": 32}
 Stages = Sequence[tuple[dict[int, float], float]]
 """({patch size: share of steps}, share of the time) of every stage"""
 
-CURRICULUM: Stages = [({64: 1.0}, 0.1), ({128: 1.0}, 0.5), ({256: 1.0}, 0.4)]
-TWO: Stages = [({128: 1.0}, 0.6), ({256: 1.0}, 0.4)]
-MIXED: Stages = [({128: 1.0}, 0.6), ({256: 0.5, 128: 0.5}, 0.4)]
+CURRICULUM: Stages = [({128: 1.0}, 0.6), ({256: 1.0}, 0.4)]
+MIXED: Stages = [({128: 1.0}, 0.6), ({256: 0.7, 128: 0.3}, 0.4)]
 FIXED: dict[str, tuple[Stages, list[str]]] = {f"fixed {s}": ([({s: 1.0}, 1.0)], []) for s in BATCH}
-ARMS = FIXED | {
-    "curriculum": (CURRICULUM, []),
-    "two": (TWO, []),
-    "mixed": (MIXED, []),
-    "two ema": (TWO, ["training.ema_decay=0.98"]),
+OPTIONS: dict[str, tuple[Stages, list[str]]] = {
+    "no averaging": (CURRICULUM, ["training.ema_decay=0"]),
+    "mixed sizes": (MIXED, []),
+    "dropout": (CURRICULUM, ["model.dropout=0.1", "model.decoder_dropout=0.1"]),
+    "weight decay": (CURRICULUM, ["training.optimizer.weight_decay=0.01"]),
+    "stochastic depth": (CURRICULUM, ["model.stochastic_depth=0.1"]),
+    "scale": (CURRICULUM, ["augment.scale=0.2"]),
 }
+ARMS = FIXED | {"curriculum": (CURRICULUM, [])} | OPTIONS
+
+
+class Run(NamedTuple):
+    data: str
+    arm: str
+    seed: int
+    seconds: float
+    """It may train, starting included."""
+
+    @property
+    def folder(self) -> Path:
+        return RUNS / self.data / f"{self.arm.replace(' ', '-')}-{self.seconds:.0f}s-{self.seed}"
 
 
 def make_data(name: str) -> Path:
@@ -94,6 +109,20 @@ def train(manifest: Path, out: Path, curriculum: list[dict[str, Any]], seed: int
     command = ["taskset", "-c", str(core), sys.executable, "-m", "trainer", "train", "configs/demo.yaml", "--overwrite"]
     subprocess.run([*command, *settings], cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=3600)
     (out / "done").touch()
+
+
+def score_trained_weights(run: Run, core: int) -> None:
+    """Score the last checkpoint once more without the averaging of weights, nothing where it has been done."""
+    if (run.folder / "evaluation.json").exists():
+        return
+    command = ["taskset", "-c", str(core), sys.executable, "-m", "trainer", "evaluate", str(run.folder)]
+    command += ["--trained-weights", "--patch-size", str(ends_at(run.arm))]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=3600)
+
+
+def ends_at(arm: str) -> int:
+    """Patch size that an arm's last stage is scored at."""
+    return max(ARMS[arm][0][-1][0])
 
 
 def stages_of(stages: Stages, seconds: float, costs: dict[int, tuple[float, float]]) -> list[dict[str, Any]]:
@@ -147,42 +176,40 @@ def stage_results(run: Path) -> list[dict[str, Any]]:
     return json.loads((run / "report.json").read_text())["stages"]
 
 
-def result_of(arm: str, run: Path) -> dict[str, Any]:
+def result_of(run: Run) -> dict[str, Any]:
     """Score on the common footprint through the size that the arm ends with, and the seconds it trained."""
-    stages = stage_results(run)
-    trained = stages if 256 in ARMS[arm][0][-1][0] else stages[:-1]
-    scores = stages[-1]["final_network"][str(trained[-1]["patch_size"])]
+    stages = stage_results(run.folder)
+    size = ends_at(run.arm)
+    trained = stages if size == 256 else stages[:-1]
+    scores = stages[-1]["final_network"][str(size)]
     return {
         "miou": scores["miou"],
         "auc": scores["auc"],
         "seconds": sum(s["seconds"] for s in trained),
         "steps": [s["steps"] for s in trained],
-        "ends_at": trained[-1]["patch_size"],
+        "ends_at": size,
+        "trained_miou": json.loads((run.folder / "evaluation.json").read_text())[0]["common_miou"],
     }
 
 
-def bench(data: str, arms: Sequence[str], seeds: Sequence[int], budgets: dict[str, float]) -> list[dict[str, Any]]:
-    """Every arm with every seed; budgets: arm -> seconds."""
-    manifest = make_data(data)
-    costs = measure_costs(manifest)
+def bench(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Train and score every run, two at a time."""
+    manifests = {run.data: make_data(run.data) for run in runs}
+    costs = measure_costs(manifests[runs[0].data])
     print({s: [round(c, 3) for c in cost] for s, cost in costs.items()}, flush=True)
 
-    def folder(arm: str, seed: int) -> Path:
-        return RUNS / data / f"{arm.replace(' ', '-')}-{budgets[arm]:.0f}s-{seed}"
+    def job(run: Run) -> Any:
+        stages, extra = ARMS[run.arm]
 
-    def job(arm: str, seed: int) -> Any:
-        stages, extra = ARMS[arm]
+        def on_core(core: int) -> None:
+            train(manifests[run.data], run.folder, stages_of(stages, run.seconds, costs), run.seed, core, extra)
+            score_trained_weights(run, core)
+            print(run, result_of(run), flush=True)
 
-        def run(core: int) -> None:
-            train(manifest, folder(arm, seed), stages_of(stages, budgets[arm], costs), seed, core, extra)
-            print(data, arm, seed, result_of(arm, folder(arm, seed)), flush=True)
+        return on_core
 
-        return run
-
-    in_turns([job(arm, seed) for seed in seeds for arm in arms])
-    return [
-        {"data": data, "arm": arm, "seed": seed, **result_of(arm, folder(arm, seed))} for arm in arms for seed in seeds
-    ]
+    in_turns([job(run) for run in runs])
+    return [{"data": run.data, "arm": run.arm, "seed": run.seed, **result_of(run)} for run in runs]
 
 
 def render(rows: list[dict[str, Any]], about: str) -> str:
@@ -190,15 +217,15 @@ def render(rows: list[dict[str, Any]], about: str) -> str:
     for data in dict.fromkeys(r["data"] for r in rows):
         lines += [f"## {DATA_SETS[data]} training slides", ""]
         lines += [
-            "| arm | ends at | training seconds | common mIoU, mean | each seed |",
-            "| --- | ---: | ---: | ---: | --- |",
+            "| arm | ends at | training seconds | common mIoU, mean | each seed | without averaging of weights, mean |",
+            "| --- | ---: | ---: | ---: | --- | ---: |",
         ]
         for arm in dict.fromkeys(r["arm"] for r in rows if r["data"] == data):
             own = [r for r in rows if (r["data"], r["arm"]) == (data, arm)]
             each = ", ".join(f"{r['miou']:.3f}" for r in own)
             lines.append(
                 f"| {arm} | {own[0]['ends_at']} px | {mean(r['seconds'] for r in own):.0f} | "
-                f"**{mean(r['miou'] for r in own):.3f}** | {each} |"
+                f"**{mean(r['miou'] for r in own):.3f}** | {each} | {mean(r['trained_miou'] for r in own):.3f} |"
             )
         lines.append("")
     return "\n".join(lines)
@@ -228,17 +255,18 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=DATA_SETS, help="only this data set, and write no results")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=[*FIXED, "curriculum"])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=[*FIXED, "curriculum", "mixed sizes"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--seconds", type=float, default=240.0)
+    parser.add_argument("--seconds", type=float, default=360.0)
     args = parser.parse_args()
     if args.data:
-        bench(args.data, args.arms, args.seeds, dict.fromkeys(args.arms, args.seconds))
+        bench([Run(args.data, arm, seed, args.seconds) for seed in args.seeds for arm in args.arms])
         return
-    rows = bench(
-        "large", ["fixed 256", "curriculum"], args.seeds, {"fixed 256": args.seconds, "curriculum": 0.6 * args.seconds}
-    )
-    rows += bench("small", args.arms, args.seeds, dict.fromkeys(args.arms, args.seconds))
+    runs = []
+    for seed in args.seeds:
+        runs += [Run("large", "fixed 256", seed, args.seconds), Run("large", "curriculum", seed, 0.6 * args.seconds)]
+        runs += [Run("small", arm, seed, args.seconds) for arm in args.arms]
+    rows = bench(runs)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
     about = (
         f"`python tools/bench_curriculum.py`, measured on {time.strftime('%Y-%m-%d')} at commit {commit.strip()}: "

@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from bench import ROOT, machine, run
+from bench import ROOT, run
+
+from trainer.bench.machine import machine
 
 REAL, DATA, OUT = "data/real/cmu_small_region.svs", ROOT / "data" / "bench-data", ROOT / "results" / "bench-data"
 

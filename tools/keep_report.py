@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from bench import machine
+from trainer.bench.machine import machine
 
 KEPT = ("report.json", "report.md", "config.yaml", "figures/curves.png", "figures/scores.png", "figures/regions.png")
 

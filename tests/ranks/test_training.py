@@ -66,6 +66,8 @@ def test_evaluation_on_two_ranks_equals_one_process_and_the_report(two_rank_run:
     for row, stage in zip(together, report["stages"], strict=True):
         for key in ("val_confusion", "common_confusion", "common_miou", "common_auc", "val_auc"):
             assert row[key] == stage[key], key
+    must_pass(widefield("evaluate", run, "--trained-weights"))
+    assert json.loads((run / "evaluation.json").read_text())[-1]["val_auc"] != alone[-1]["val_auc"]
 
 
 def test_the_index_is_the_same_file_on_one_two_and_three_ranks(tiny_slides: Path, tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +12,7 @@ from pathlib import Path
 import matplotlib
 
 from trainer import __version__
+from trainer.bench.machine import machine
 from trainer.bench.points import PRECISIONS, RECOMPUTE, Point, as_json
 from trainer.errors import DataError
 
@@ -49,17 +48,6 @@ def write_report(points: Sequence[Point], folder: Path, command: str) -> None:
         raise DataError(
             f"cannot be written: {error}", where=str(folder), fix="choose another folder with -o"
         ) from error
-
-
-def machine() -> str:
-    """One line on the hardware that the figures were measured on."""
-    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{len(os.sched_getaffinity(0))} x {_cpu_name()}, {memory_gib:.0f} GiB, {platform.platform()}"
-
-
-def _cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), platform.processor())
 
 
 def readme(points: Sequence[Point], about: dict[str, str]) -> str:

@@ -13,7 +13,8 @@ as many threads per rank to the last bit, else an AUC may differ in its sixth di
   widefield evaluate runs/demo
   mpirun -np 2 python -m trainer evaluate runs/demo
   widefield evaluate runs/demo --patch-size 256            the last checkpoint at one size
-  widefield evaluate runs/demo evaluation.max_regions=50   settings of the run can be changed"""
+  widefield evaluate runs/demo evaluation.max_regions=50   settings of the run can be changed
+  widefield evaluate runs/demo --trained-weights           what did averaging the weights (training.ema_decay) bring?"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings that replace the run's")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="score this one instead (with --patch-size)")
     parser.add_argument("--patch-size", type=int, metavar="PX", help="score the last checkpoint at this size only")
+    parser.add_argument("--trained-weights", action="store_true", help="not their moving average, which is what counts")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -35,4 +37,12 @@ def run(args: argparse.Namespace) -> None:
     threads = my_threads()
     comm = start_comm(config.runtime.backend, config.runtime.horovod)
     configure_tensorflow(config, threads, comm.local_rank)
-    evaluate_run(config, args.run_dir, comm, threads, checkpoint=args.checkpoint, patch_size=args.patch_size)
+    evaluate_run(
+        config,
+        args.run_dir,
+        comm,
+        threads,
+        checkpoint=args.checkpoint,
+        patch_size=args.patch_size,
+        trained_weights=args.trained_weights,
+    )

@@ -10,7 +10,7 @@ from trainer.config import Config
 from trainer.errors import ConfigError
 from trainer.evaluate.report import SCORES, table
 from trainer.runtime import Comm, on_root
-from trainer.train.checkpoint import load_scored_weights
+from trainer.train.checkpoint import load_checkpoint, load_scored_weights
 from trainer.train.checkpoints import checkpoint_path, latest_checkpoint
 from trainer.train.console import Console
 from trainer.train.run_dir import read_events, write_atomically
@@ -25,8 +25,12 @@ def evaluate_run(
     *,
     checkpoint: Path | None = None,
     patch_size: int | None = None,
+    trained_weights: bool = False,
 ) -> list[dict[str, Any]]:
     """Score checkpoints, print a table and write `evaluation.json`; returns one row per checkpoint and size.
+
+    Args:
+      trained_weights: score the weights as they were trained, where the run also kept their moving average.
 
     Raises:
       RunError, CheckpointError: no checkpoint, or one of another architecture.
@@ -38,9 +42,10 @@ def evaluate_run(
     config = config.model_copy(update={"output": run, "stores": stores, "training": training})
     session = open_session(config, comm, console, threads, read_weights=False)
     pairs = on_root(comm, lambda: _choose(session, run, checkpoint, patch_size))
+    load = load_checkpoint if trained_weights else load_scored_weights
     rows = []
     for path, size in pairs:
-        progress = load_scored_weights(path, session.model)
+        progress = load(path, session.model)
         console.line(f"scoring {path.name} at {size} px")
         per_size = session.evaluator.score_size(session.predict, size)
         common = session.evaluator.score_footprint(session.predict, size)

@@ -34,14 +34,12 @@ def claim_run(path: Path, *, resume: bool, overwrite: bool) -> int:
         lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise RunError(f"cannot be written: {error}", where=str(path), fix="output=SOME/OTHER/DIR") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not _lock(lock):
         holder = os.read(lock, 200).decode(errors="replace").strip() or "another process"
         os.close(lock)
         raise RunError(
             f"is being written by {holder}", where=str(path), fix="wait for it, or use output=SOME/OTHER/DIR"
-        ) from None
+        )
     if (path / "config.yaml").exists() and not resume:
         if not overwrite:
             os.close(lock)
@@ -50,6 +48,17 @@ def claim_run(path: Path, *, resume: bool, overwrite: bool) -> int:
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"process {os.getpid()} on {platform.node()}, since {time.ctime()}\n".encode(), 0)
     return lock
+
+
+def _lock(lock: int) -> bool:
+    """Take the lock if no other run has it; `widefield runs` holds it for an instant when it looks, so ask twice."""
+    for wait_s in (0.1, 0):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(wait_s)
+    return False
 
 
 def clear_run(path: Path) -> None:
