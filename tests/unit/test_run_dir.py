@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,17 @@ def test_a_run_directory_that_another_process_holds_is_refused_naming_the_holder
         holder.kill()
         holder.wait()
     os.close(claim_run(tmp_path / "run", resume=False, overwrite=False))  # the lock died with its holder
+
+
+def test_a_glance_by_widefield_runs_does_not_refuse_a_run_that_starts_just_then(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    glance = os.open(tmp_path / ".lock", os.O_RDONLY)
+    fcntl.flock(glance, fcntl.LOCK_SH)
+    with ThreadPoolExecutor(1) as pool:
+        claim = pool.submit(claim_run, tmp_path, resume=False, overwrite=False)
+        time.sleep(0.03)
+        os.close(glance)
+        os.close(claim.result())
 
 
 def test_a_finished_run_is_not_overwritten_unless_asked_and_other_files_stay(tmp_path: Path) -> None:
