@@ -54,5 +54,5 @@ def two_rank_run(tiny_slides: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
     folder = tmp_path_factory.mktemp("two-ranks")
     config = write_config(folder, tiny_slides)
-    must_pass(mpirun(2, "-m", "trainer", "train", config))
+    must_pass(mpirun(2, "-m", "trainer", "train", config, "training.ema_decay=0.9"))
     return folder / "run"

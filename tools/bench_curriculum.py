@@ -264,7 +264,7 @@ def main() -> None:
         return
     runs = []
     for seed in args.seeds:
-        runs += [Run("large", "fixed 256", seed, args.seconds), Run("large", "curriculum", seed, 0.6 * args.seconds)]
+        runs += [Run("large", "fixed 256", seed, args.seconds), Run("large", "curriculum", seed, 0.5 * args.seconds)]
         runs += [Run("small", arm, seed, args.seconds) for arm in args.arms]
     rows = bench(runs)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout

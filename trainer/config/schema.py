@@ -278,9 +278,9 @@ class TrainingConfig(Section):
     recompute: Literal["none", "blocks"] = "none"
     """blocks: keep only what passes between blocks of the network and compute the rest again in the backward pass
     (Chen et al. 2016, arXiv 1604.06174): about half the memory or less, about a quarter more time."""
-    ema_decay: float = Field(0.999, ge=0.0, lt=1.0)
+    ema_decay: float = Field(0.0, ge=0.0, lt=1.0)
     """Decay per step of the averaged weights that are scored and kept beside the trained ones; early steps are
-    forgotten faster, so that short runs gain too (results/curriculum). 0 turns it off."""
+    forgotten faster, so 0.999 serves short runs too. 0 turns it off."""
     log_every_steps: Positive = 10
     checkpoint_every_steps: Positive | None = None
     checkpoint_every_minutes: float | None = Field(15.0, gt=0.0)
