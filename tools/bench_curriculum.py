@@ -102,6 +102,8 @@ def train(manifest: Path, out: Path, curriculum: list[dict[str, Any]], seed: int
         f"seed={seed}",
         f"curriculum={json.dumps(curriculum)}",
         "training.optimizer.scale_with_world_size=none",
+        "training.optimizer.schedule=constant",  # when a network sees what it is about varies: a decay may be too early
+        "training.ema_decay=0.999",  # in place of the decay
         "evaluation={max_patches: 8, figure_regions: 0}",
         "runtime={intra_op_threads: 1, read_threads: 1}",
         *extra,
