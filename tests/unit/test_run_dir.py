@@ -50,6 +50,7 @@ def test_a_glance_by_widefield_runs_does_not_refuse_a_run_that_starts_just_then(
         time.sleep(0.03)
         os.close(glance)
         os.close(claim.result())
+    assert f"process {os.getpid()}" in (tmp_path / ".lock").read_text()
 
 
 def test_a_finished_run_is_not_overwritten_unless_asked_and_other_files_stay(tmp_path: Path) -> None:

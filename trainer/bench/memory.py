@@ -32,11 +32,13 @@ def bench_memory(
     """
     say("modelling (the network is traced at every size) ...")
     points = list(model_points(sizes, backbone, batch))
-    efforts = [p.setting.patch_size**2 + 1024**2 for p in points]  # a start takes as long as the steps at 1024 px
+    free_bytes = psutil.virtual_memory().available
+    # a start takes as long as the steps at 1024 px; what does not fit is not run
+    efforts = [(p.setting.patch_size**2 + 1024**2) * fits(p, free_bytes) for p in points]
     started = time.monotonic()
     for at, point in enumerate(points):
-        points[at] = measured(point, num_steps, psutil.virtual_memory().available)
-        left = (time.monotonic() - started) * sum(efforts[at + 1 :]) / sum(efforts[: at + 1])
+        points[at] = measured(point, num_steps, free_bytes)
+        left = (time.monotonic() - started) * sum(efforts[at + 1 :]) / max(1, sum(efforts[: at + 1]))
         say(f"{at + 1}/{len(points)} points  {described(points[at])}  ETA {left / 60:.0f} min")
         yield list(points)
 
@@ -72,9 +74,13 @@ def modelled_bytes(model: keras.Model, setting: Setting) -> int:
     )
 
 
+def fits(point: Point, free_bytes: int) -> bool:
+    return point.modelled_gb <= free_bytes / 1e9
+
+
 def measured(point: Point, num_steps: int, free_bytes: int) -> Point:
     """The point with its measurement, or with the reason why there is none."""
-    if point.modelled_gb > free_bytes / 1e9:
+    if not fits(point, free_bytes):
         return replace(point, not_measured=f"needs more than the {free_bytes / 1e9:.1f} GB that were free")
     setting = point.setting
     command = [sys.executable, "-m", "trainer.bench.memory_step", str(setting.patch_size), str(setting.batch)]
