@@ -96,8 +96,8 @@ def main() -> None:
     result = json.loads(file.read_text()) if file.exists() else {}
     for name in sys.argv[1:] or parts:
         result[name] = parts[name]()
-        result |= {"machine": machine(), "commit": run("git", "rev-parse", "--short", "HEAD").strip()}
-        result["date"] = time.strftime("%Y-%m-%d")
+        result["commits"] = result.get("commits", {}) | {name: run("git", "rev-parse", "--short", "HEAD").strip()}
+        result |= {"machine": machine(), "date": time.strftime("%Y-%m-%d")}
         file.write_text(json.dumps(result, indent=1) + "\n")  # after each part: a long bench may be stopped
     (OUT / "README.md").write_text(render(result))
     print(render(result))
@@ -107,7 +107,9 @@ def render(result: dict[str, Any]) -> str:
     lines = [
         "# Bench",
         "",
-        f"Measured by `make bench` at commit {result['commit']} on {result['date']}: {result['machine']}.",
+        f"Measured by `make bench` until {result['date']}: {result['machine']}. Commits: "
+        + ", ".join(f"{part} {commit}" for part, commit in result["commits"].items())
+        + ".",
         "",
         "| what | measured | bar |",
         "| --- | ---: | ---: |",

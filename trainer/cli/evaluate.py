@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings that replace the run's")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="score this one instead (with --patch-size)")
     parser.add_argument("--patch-size", type=int, metavar="PX", help="score the last checkpoint at this size only")
-    parser.add_argument("--trained-weights", action="store_true", help="not their moving average, which is what counts")
+    parser.add_argument(
+        "--trained-weights", action="store_true", help="score the weights as trained, not their moving average"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

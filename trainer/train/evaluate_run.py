@@ -50,6 +50,7 @@ def evaluate_run(
         per_size = session.evaluator.score_size(session.predict, size)
         common = session.evaluator.score_footprint(session.predict, size)
         row = {"checkpoint": path.name, "step": progress.position.step, "patch_size": size}
+        row["trained_weights"] = trained_weights
         rows.append(row | {f"val_{k}": v for k, v in per_size.items()} | {f"common_{k}": v for k, v in common.items()})
     on_root(comm, lambda: _write(run, rows))
     return rows
