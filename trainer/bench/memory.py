@@ -18,7 +18,8 @@ import psutil
 from trainer.bench.points import PRECISIONS, RECOMPUTE, Point, Setting, described
 from trainer.config.schema import ModelConfig
 from trainer.models import build_model
-from trainer.models.keras import keras, tf
+from trainer.models.determinism import deterministic_operations
+from trainer.models.keras import keras
 from trainer.models.memory import predicted_peak_bytes
 
 
@@ -45,7 +46,7 @@ def bench_memory(
 
 def model_points(sizes: Iterable[int], backbone: str, batch: int) -> Iterator[Point]:
     """What the memory model says, ascending by size."""
-    tf.config.experimental.enable_op_determinism()  # as in training; it changes the graph a little
+    deterministic_operations()  # as in training; it changes the graph a little
     keras.utils.set_random_seed(1)
     models = {}
     for precision in PRECISIONS:

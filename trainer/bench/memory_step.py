@@ -18,6 +18,7 @@ import numpy as np
 
 from trainer.config.schema import ModelConfig, TrainingConfig
 from trainer.models import build_model
+from trainer.models.determinism import deterministic_operations
 from trainer.models.keras import keras, tf
 from trainer.runtime import SingleComm
 from trainer.runtime.start import my_threads
@@ -31,7 +32,7 @@ def main(patch_size: int, batch: int, precision: str, recompute: str, backbone: 
     threads = my_threads()
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    tf.config.experimental.enable_op_determinism()
+    deterministic_operations()
     keras.utils.set_random_seed(1)
     keras.mixed_precision.set_global_policy(precision)
 

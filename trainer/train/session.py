@@ -18,6 +18,7 @@ from trainer.curriculum import Batch, Plan, Position, make_plan, plan_batches
 from trainer.curriculum.batches import scoring_batches
 from trainer.evaluate.score import Evaluator, Predict, make_predict
 from trainer.models import build_model
+from trainer.models.determinism import deterministic_operations
 from trainer.models.keras import keras, tf
 from trainer.patches.build import build_index
 from trainer.patches.hard import hard_rows
@@ -80,7 +81,7 @@ def configure_tensorflow(config: Config, threads: int, local_rank: int) -> None:
     keras.mixed_precision.set_global_policy(config.training.precision)
     keras.utils.set_random_seed(config.seed)
     if config.runtime.deterministic:
-        tf.config.experimental.enable_op_determinism()
+        deterministic_operations()
 
 
 def prepare_index(config: Config, comm: Comm, console: Console) -> PatchIndex:
