@@ -14,8 +14,9 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 _CELLS = 16
-"""Cells of the mesh along a side. Pillow moves each in C without the interpreter lock: 1024 px in 39 ms on one thread;
-scipy.ndimage.map_coordinates took 86 ms and numpy indexing 97 ms, not counting the coordinates of each pixel."""
+"""Cells of the mesh along a side where it is deformed; a zoom alone needs one. Pillow moves each in C without the
+interpreter lock: 1024 px in 39 ms on one thread; scipy.ndimage.map_coordinates took 86 ms and numpy indexing 97 ms, not
+counting the coordinates of each pixel."""
 _SIGMA_CELLS = _CELLS / 7
 """Smoothness of the deformation: a seventh of the patch, as in Simard et al. 2003 (4 of 28 px)."""
 
@@ -30,9 +31,11 @@ def draw_map(size: int, scale: float, elastic: float, rng: np.random.Generator) 
     Args:
       size: pixels along a side of the patch.
     """
-    edges = _edges(size) - size / 2
+    edges = _edges(size, _CELLS if elastic else 1) - size / 2
     zoom = (1 + scale) ** rng.uniform(-1, 1)
     corners = size / 2 + np.stack(np.meshgrid(edges, edges), axis=-1) / zoom
+    if not elastic:
+        return corners
     longest = elastic * size * rng.uniform()
     noise = rng.uniform(-1, 1, corners.shape)
     shifts = gaussian_filter(noise, (_SIGMA_CELLS, _SIGMA_CELLS, 0))
@@ -51,7 +54,7 @@ def warp(image: np.ndarray, label: np.ndarray, corners: np.ndarray) -> tuple[np.
     """
     size = len(label)
     margin = 1 + max(0, math.ceil(-corners.min()), math.ceil(corners.max() - size))
-    boxes = _mesh(_edges(size).astype(int), corners + margin)
+    boxes = _mesh(_edges(size, len(corners) - 1).astype(int), corners + margin)
     sides = (margin, margin)
     moved = [
         Image.fromarray(np.pad(pixels, padding, mode="symmetric")).transform(
@@ -65,16 +68,14 @@ def warp(image: np.ndarray, label: np.ndarray, corners: np.ndarray) -> tuple[np.
     return np.asarray(moved[0]), np.asarray(moved[1])
 
 
-def _edges(size: int) -> np.ndarray:
+def _edges(size: int, cells: int) -> np.ndarray:
     """[N + 1] where the cells of the mesh begin and end: whole pixels."""
-    return np.rint(np.linspace(0, size, _CELLS + 1))
+    return np.rint(np.linspace(0, size, cells + 1))
 
 
 def _mesh(edges: np.ndarray, corners: np.ndarray) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
     """Pillow's mesh: the box of each cell, and where its corners NW, SW, SE, NE come from."""
     quads = np.concatenate([corners[:-1, :-1], corners[1:, :-1], corners[1:, 1:], corners[:-1, 1:]], axis=-1)
     return [
-        ((edges[x], edges[y], edges[x + 1], edges[y + 1]), tuple(quads[y, x]))
-        for y in range(_CELLS)
-        for x in range(_CELLS)
+        ((edges[x], edges[y], edges[x + 1], edges[y + 1]), tuple(quads[y, x])) for y, x in np.ndindex(quads.shape[:2])
     ]
