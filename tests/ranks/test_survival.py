@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 from launch import mpirun, must_pass, start_mpirun, widefield
 from safetensors.numpy import load_file
 from tiny import write_config
+
+from trainer.train.run_dir import read_events
 
 FEW_STEPS = [
     {"patch_size": 64, "local_batch_size": 2, "steps": 8},
@@ -40,9 +43,12 @@ def config_for(folder: Path, slides: Path, curriculum: object = FEW_STEPS, **tra
     return write_config(folder, slides, training=settings, curriculum=curriculum, evaluation=NO_SCORES)
 
 
+def step_events(run: Path) -> list[dict[str, Any]]:
+    return [e for e in read_events(run / "metrics.jsonl") if e["event"] == "step"]
+
+
 def steps_done(run: Path) -> int:
-    text = (run / "metrics.jsonl").read_text() if (run / "metrics.jsonl").exists() else ""
-    return max((e["step"] for line in text.splitlines() if (e := json.loads(line))["event"] == "step"), default=0)
+    return max((e["step"] for e in step_events(run)), default=0)
 
 
 def wait_for(condition: Callable[[], object], process: subprocess.Popen, timeout_s: float = 200) -> None:
@@ -57,10 +63,6 @@ def ranks_of(process: subprocess.Popen) -> list[psutil.Process]:
     return [p for p in psutil.Process(process.pid).children(recursive=True) if "trainer" in p.cmdline()]
 
 
-def final_weights(run: Path) -> dict[str, np.ndarray]:
-    return load_file(run / "checkpoints" / "step-00000012.safetensors")
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tiny_slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
@@ -68,16 +70,14 @@ def undisturbed(tiny_slides: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder / "run"
 
 
-def assert_same_run(run: Path, undisturbed: Path) -> None:
-    ours, theirs = final_weights(run), final_weights(undisturbed)
+def assert_same_run(run: Path, undisturbed: Path, steps: int = 12) -> None:
+    name = f"checkpoints/step-{steps:08d}.safetensors"
+    ours, theirs = load_file(run / name), load_file(undisturbed / name)
     assert ours.keys() == theirs.keys()
     assert [n for n in ours if ours[n].tobytes() != theirs[n].tobytes()] == [], "the same bits"
-    losses = [
-        [(e["step"], e["loss"]) for e in map(json.loads, (r / "metrics.jsonl").read_text().splitlines()) if "loss" in e]
-        for r in (run, undisturbed)
-    ]
-    assert losses[0] == losses[1]
-    assert len(losses[0]) == 12
+    logged = [[(e["step"], e["loss"], e["learning_rate"]) for e in step_events(r)] for r in (run, undisturbed)]
+    assert logged[0] == logged[1]
+    assert len(logged[0]) == steps
     assert not list(run.rglob(".*.part"))
 
 
@@ -122,6 +122,41 @@ def test_a_run_killed_several_times_all_ranks_or_one_still_ends_with_the_same_bi
     assert_same_run(tmp_path / "killed" / "run", undisturbed)
 
 
+PLATEAU_AND_MIXTURE = [
+    {
+        "patch_size": 64,
+        "local_batch_size": 2,
+        "plateau": {"every_steps": 2, "patience": 1, "min_delta": 1.0, "max_steps": 100},
+    },
+    {"sizes": {64: 0.5, 96: 0.5}, "local_batch_size": 1, "accumulate": 2, "steps": 4},
+]
+"""The second scoring is no better than the first by 1, so the first stage ends after 4 steps instead of 100."""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_run_warned_while_it_scores_a_plateau_and_killed_in_a_mixture_ends_with_the_bits_of_an_undisturbed_one(
+    tiny_slides: Path, tmp_path: Path
+) -> None:
+    undisturbed, run = tmp_path / "undisturbed" / "run", tmp_path / "disturbed" / "run"
+    must_pass(mpirun(2, "-m", "trainer", "train", config_for(undisturbed.parent, tiny_slides, PLATEAU_AND_MIXTURE)))
+    assert [s["steps"] for s in json.loads((undisturbed / "report.json").read_text())["stages"]] == [4, 4]
+
+    process = start_mpirun(2, "-m", "trainer", "train", config_for(run.parent, tiny_slides, PLATEAU_AND_MIXTURE))
+    wait_for(lambda: steps_done(run) >= 2, process)
+    process.send_signal(signal.SIGUSR1)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output[-3000:]
+    assert "after step 2 of" in output, "between the step and its score, or while it is scored"
+    process = start_mpirun(2, "-m", "trainer", "train", "--resume", run)
+    wait_for(lambda: steps_done(run) >= 6, process)
+    for rank in ranks_of(process):
+        os.kill(rank.pid, signal.SIGKILL)
+    process.communicate(timeout=30)
+    must_pass(mpirun(2, "-m", "trainer", "train", "--resume", run))
+    assert_same_run(run, undisturbed, steps=8)
+
+
 def test_a_warned_run_saves_asks_to_be_requeued_and_goes_on_with_another_number_of_ranks(
     tiny_slides: Path, tmp_path: Path
 ) -> None:
@@ -161,9 +196,20 @@ def test_a_loss_that_is_not_finite_goes_back_on_all_ranks_and_a_lower_rate_gets_
 @pytest.mark.long
 def test_a_full_disk_costs_checkpoints_not_the_run(tiny_slides: Path, tmp_path: Path) -> None:
     config, run = config_for(tmp_path / "full", tiny_slides), tmp_path / "full" / "run"
-    must_pass(widefield("train", config, "curriculum.0.steps=1", "curriculum.1.steps=1"))
+    run.mkdir()
+    shutil.copy(config, run / "config.yaml")  # as if it had been killed before its first checkpoint
+    out = must_pass(widefield("train", "--resume", run, "curriculum.0.steps=1", "curriculum.1.steps=1"))
+    assert "starting from the beginning" in out
+
     small_files_only = 1 << 20  # bytes: records fit, checkpoints do not
     done = widefield("train", "--resume", run, "curriculum.1.steps=4", file_limit=small_files_only)
-    assert "the newest is step-00000002.safetensors" in must_pass(done)
+    assert "the newest is step-00000002.safetensors" in done.stdout
+    assert steps_done(run) == 5, "training went on"
+    assert done.returncode == 2, "but its weights are lost"
+    assert "after step 5 could not be saved" in done.stderr and "make room" in done.stderr
     assert sorted(p.name for p in (run / "checkpoints").glob("step*"))[-1] == "step-00000002.safetensors"
     assert not list(run.rglob(".*.part"))
+
+    must_pass(widefield("train", "--resume", run))
+    stages = json.loads((run / "report.json").read_text())["stages"]
+    assert [s["steps"] for s in stages] == [1, 4], "a stage that has become longer is scored at its new end"

@@ -20,6 +20,7 @@ REPLICAS = Path(__file__).with_name("replicas_main.py")
         ("model.norm=group", "training.compression=fp16"),
         ("model.norm=sync_batch", "training.compression=bf16", "training.precision=mixed_bfloat16"),
         pytest.param(("model.norm=batch", "training.compression=none"), marks=pytest.mark.long),
+        pytest.param(("model.norm=frozen", "training.compression=fp16"), marks=pytest.mark.long),
         pytest.param(("model.norm=group", "training.compression=fp16", "runtime.backend=mpi"), marks=pytest.mark.long),
     ],
     ids=lambda o: " ".join(x.split("=")[1] for x in o) if isinstance(o, tuple) else None,

@@ -205,11 +205,12 @@ def test_a_file_that_is_no_checkpoint_cut_short_or_damaged_is_named_and_nothing_
     (tmp_path / "cut").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "pickle").write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "owned").encode() + b"'\ntR.")
     (tmp_path / "older").write_bytes(whole.replace(b"widefield-checkpoint-2", b"widefield-checkpoint-1"))
+    (tmp_path / "header").write_bytes(whole.replace(b"plateau_waited", b"plateau_waiter"))
     whole[-1] ^= 1
     (tmp_path / "damaged").write_bytes(whole)
     other = new_parts(9)
     before = digest(*other)
-    for bad in ("cut", "pickle", "older", "damaged", "none"):
+    for bad in ("cut", "pickle", "older", "header", "damaged", "none"):
         with pytest.raises(CheckpointError, match=bad):
             load_checkpoint(tmp_path / bad, *other)
         with pytest.raises(CheckpointError, match=bad):
@@ -236,6 +237,7 @@ counts = st.integers(0, 1 << 40)
         st.dictionaries(st.sampled_from(["settings", "patch index"]), st.text(max_size=5)),
         st.none() | st.floats(allow_nan=False),
         counts,
+        st.none() | counts,
         st.floats(0, 1),
         counts,
     )

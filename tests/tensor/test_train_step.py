@@ -10,7 +10,7 @@ from trainer.runtime import SingleComm
 from trainer.train.checkpoint import digest
 from trainer.train.ema import Averaged
 from trainer.train.forecast import Speed, fit_speed
-from trainer.train.step import Step, allreduce_bytes, make_optimizer, make_train_step, wire_bytes
+from trainer.train.step import Step, allreduce_bytes, make_optimizer, make_train_step, moving_statistics, wire_bytes
 
 SMALL = ModelConfig(backbone="resnet18", aspp_channels=16, decoder_channels=16, dropout=0.0)
 
@@ -155,8 +155,15 @@ def test_a_clipped_gradient_is_no_longer_than_was_asked() -> None:
     assert np.linalg.norm(change) == pytest.approx(0.001, rel=1e-2)
 
 
+@pytest.mark.parametrize(("norm", "learns"), [("group", False), ("frozen", False), ("batch", True)])
+def test_only_statistics_that_are_learned_are_averaged_over_ranks(norm: str, learns: bool) -> None:
+    model = small_model(SMALL.model_copy(update={"norm": norm}))
+    assert model.non_trainable_variables, "the first layer of a resnet keeps its stored statistics"
+    assert bool(moving_statistics(model)) == learns
+
+
 def test_bytes_on_the_wire_follow_the_compression_and_the_number_of_ranks() -> None:
-    model = small_model()
+    model = small_model(SMALL.model_copy(update={"norm": "batch"}))
     count = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
     statistics = 4 * sum(int(np.prod(v.shape)) for v in model.non_trainable_variables)
     expected = [width * count + statistics + 8 for width in (4, 2, 2)]

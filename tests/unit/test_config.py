@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+import trainer.cli.train as cli_train
+from trainer.cli.main import make_parser, parse
 from trainer.config import Config, check_rules, dump_config, load_config
 from trainer.errors import ConfigError
 
@@ -70,6 +72,21 @@ def test_a_file_that_is_missing_or_not_yaml_is_named(tmp_path: Path) -> None:
     bad.write_text("!!python/object/apply:os.system ['true']")
     with pytest.raises(ConfigError, match="not valid YAML"):
         load_config(bad)
+
+
+def test_a_run_to_resume_may_have_any_name(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Path("20240501")  # in YAML a number
+    run.mkdir()
+    (run / "config.yaml").write_text(file.read_text())
+    parser = make_parser()
+    assert cli_train._config(parse(parser, ["train", "--resume", str(run)])).output == run
+
+
+def test_a_number_of_ranks_is_one_or_more(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parse(make_parser(), ["train", "configs/demo.yaml", "--plan", "--world-size", "0"])
+    assert "1 or more" in capsys.readouterr().err
 
 
 def test_a_patch_size_that_the_network_cannot_take_is_refused_with_the_nearest_that_it_can(file: Path) -> None:

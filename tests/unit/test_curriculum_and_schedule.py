@@ -22,7 +22,7 @@ STAGES = (
 def plan_of(
     stages: tuple[StageConfig, ...], lengths: dict[int, int], world_size: int, done: Position | None = None
 ) -> Plan:
-    return make_plan(stages, plan_batches(stages, lambda size, batch: True), lengths, world_size, done)
+    return make_plan(stages, plan_batches(stages, lambda size, batch, passes: True), lengths, world_size, done)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 64, 1024])
@@ -122,13 +122,13 @@ def test_auto_keeps_the_pixels_of_the_largest_patch_and_splits_what_memory_does_
         StageConfig(patch_size=704, local_batch_size="auto", steps=1),
         StageConfig(patch_size=2048, local_batch_size="auto", steps=1),
     )
-    roomy = plan_batches(stages, lambda size, batch: True)
+    roomy = plan_batches(stages, lambda size, batch, passes: True)
     assert [b for s in roomy for b in s.values()] == [Batch(64), Batch(8), Batch(1)]
-    tight = plan_batches(stages, lambda size, batch: batch == 1 or size**2 * batch <= 2048**2 // 3)[:2]
+    tight = plan_batches(stages, lambda size, batch, passes: batch == 1 or size**2 * batch <= 2048**2 // 3)[:2]
     assert [b for s in tight for b in s.values()] == [Batch(16, 4), Batch(2, 4)], "the same patches in every step"
     assert scoring_batches(stages) == {256: 64, 704: 8, 2048: 1}, "scores do not depend on a machine's memory"
     with pytest.raises(ConfigError, match=r"training\.recompute=blocks"):
-        plan_batches(stages, lambda size, batch: size < 2048)
+        plan_batches(stages, lambda size, batch, passes: size < 2048)
 
 
 def test_learning_rate_rules_have_their_published_values() -> None:

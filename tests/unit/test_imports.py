@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2] / "trainer"
 LAYERS = [
-    {"errors", "quiet"},
+    {"errors", "locking", "quiet"},
     {"config"},
     {"slides", "runtime"},
     {"patches"},

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -13,7 +14,8 @@ import pytest
 
 from trainer.errors import RunError
 from trainer.train.clock import StageClock, peak_memory_bytes, reset_peak_memory, shares_of
-from trainer.train.run_dir import MetricsFile, claim_run, read_events
+from trainer.train.run_dir import Lines, MetricsFile, claim_run, read_events
+from trainer.train.runs import is_held
 
 
 def finished_run(path: Path) -> Path:
@@ -53,6 +55,18 @@ def test_a_glance_by_widefield_runs_does_not_refuse_a_run_that_starts_just_then(
     assert f"process {os.getpid()}" in (tmp_path / ".lock").read_text()
 
 
+def test_where_the_file_system_has_no_locks_a_run_starts_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(file: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    os.close(claim_run(tmp_path, resume=False, overwrite=False))
+    assert "no locks" in caplog.text
+    assert not is_held(tmp_path)
+
+
 def test_a_finished_run_is_not_overwritten_unless_asked_and_other_files_stay(tmp_path: Path) -> None:
     run = finished_run(tmp_path / "run")
     with pytest.raises(RunError, match="--overwrite"):
@@ -81,6 +95,14 @@ def test_metrics_survive_a_line_cut_short_and_a_resumed_run_drops_what_it_repeat
     file.close()
     assert [e["step"] for e in read_events(path)] == [2, 3]
     assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_a_full_disk_costs_lines_and_one_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = Lines(Path("/dev/full"))
+    lines.add("one")
+    lines.add("two")
+    lines.close()
+    assert capsys.readouterr().err.count("No space left on device") == 1
 
 
 def test_the_clock_leaves_out_warm_up_steps_and_the_peak_can_start_anew() -> None:

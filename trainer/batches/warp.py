@@ -76,6 +76,5 @@ def _edges(size: int, cells: int) -> np.ndarray:
 def _mesh(edges: np.ndarray, corners: np.ndarray) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
     """Pillow's mesh: the box of each cell, and where its corners NW, SW, SE, NE come from."""
     quads = np.concatenate([corners[:-1, :-1], corners[1:, :-1], corners[1:, 1:], corners[:-1, 1:]], axis=-1)
-    return [
-        ((edges[x], edges[y], edges[x + 1], edges[y + 1]), tuple(quads[y, x])) for y, x in np.ndindex(quads.shape[:2])
-    ]
+    at, cells = edges.tolist(), range(len(quads))
+    return [((at[x], at[y], at[x + 1], at[y + 1]), tuple(quads[y, x])) for y in cells for x in cells]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from trainer.cli.common import OVERRIDES_HELP, add_config_arguments
@@ -26,9 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser, optional=True)
     parser.add_argument("--resume", type=Path, metavar="RUN_DIR", help="go on from the newest checkpoint of a run")
     parser.add_argument("--plan", action="store_true", help="print what the run would do, need and take, and stop")
-    parser.add_argument("--world-size", type=int, metavar="N", help="--plan: ranks to plan for (default 1)")
-    parser.add_argument("--ranks-per-node", type=int, metavar="N", help="--plan: ranks that share a node's memory")
+    parser.add_argument("--world-size", type=_count, metavar="N", help="--plan: ranks to plan for (default 1)")
+    parser.add_argument("--ranks-per-node", type=_count, metavar="N", help="--plan: ranks that share a node's memory")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that the output directory holds")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of ranks, 1 or more")
+    return int(text)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -64,4 +71,4 @@ def _config(args: argparse.Namespace) -> Config:
             raise ConfigError("no configuration given", where="command line", fix="widefield train configs/demo.yaml")
         return load_config(args.config, args.overrides)
     overrides = [o for o in (args.config, *args.overrides) if o]
-    return load_config(args.resume / "config.yaml", [*overrides, f"output={args.resume}"])
+    return load_config(args.resume / "config.yaml", [*overrides, f"output={json.dumps(str(args.resume))}"])

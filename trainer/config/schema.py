@@ -306,7 +306,7 @@ class PlateauConfig(Section):
     min_delta: float = Field(0.002, ge=0.0)
     """A new best is one that is better by more than this (of `training.best_by`)."""
     max_steps: Positive
-    """The stage ends here at the latest; learning-rate schedules count on this length."""
+    """The stage ends here at the latest. Learning-rate schedules count on this length until it has ended earlier."""
 
 
 class StageConfig(Section):

@@ -9,8 +9,8 @@ from trainer.config.schema import StageConfig
 from trainer.curriculum.plan import Batch
 from trainer.errors import ConfigError
 
-Fits = Callable[[int, int], bool]
-"""(patch size, local batch size) -> whether a training step of it fits into a rank's memory."""
+Fits = Callable[[int, int, int], bool]
+"""(patch size, local batch size, passes) -> whether a training step of it fits into a rank's memory."""
 
 
 def plan_batches(stages: Sequence[StageConfig], fits: Fits) -> list[dict[int, Batch]]:
@@ -35,7 +35,7 @@ def _batch(stage: StageConfig, number: int, size: int, pixels: int, fits: Fits) 
         return Batch(wanted, stage.accumulate)
     for passes in range(1, wanted + 1):
         local = -(-wanted // passes)
-        if fits(size, local):
+        if fits(size, local, stage.accumulate * passes):
             return Batch(local, stage.accumulate * passes)
     raise ConfigError(
         f"one patch of {size} px does not fit into the memory of a rank",

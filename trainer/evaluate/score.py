@@ -18,6 +18,12 @@ from trainer.runtime.comm import Comm
 from trainer.stores import PatchStore
 
 Predict = Callable[[Any], tuple[Any, Any]]
+Interrupted = Callable[[], bool]
+"""Asked on each rank between tiles: True ends its share. All ranks still add up; the caller drops such scores."""
+
+
+def _never() -> bool:
+    return False
 
 
 def make_predict(model: keras.Model) -> Predict:
@@ -51,19 +57,19 @@ class Evaluator:
         largest = config.patch_sizes[-1]
         self.regions = validation_tiles(index, largest, config.seed, config.evaluation.max_regions)
 
-    def score_size(self, predict: Predict, size: int) -> dict[str, object]:
+    def score_size(self, predict: Predict, size: int, interrupted: Interrupted = _never) -> dict[str, object]:
         """Metrics over the validation patches of one size."""
         tiles = validation_tiles(self._index, size, self._config.seed, self._config.evaluation.max_patches)
-        return self._score(predict, tiles, size)
+        return self._score(predict, tiles, size, interrupted)
 
-    def score_footprint(self, predict: Predict, size: int) -> dict[str, object]:
+    def score_footprint(self, predict: Predict, size: int, interrupted: Interrupted = _never) -> dict[str, object]:
         """Metrics over the common footprint, read through patches of one size."""
-        return self._score(predict, self._footprint(size), size)
+        return self._score(predict, self._footprint(size), size, interrupted)
 
     def _footprint(self, size: int) -> list[Tile]:
         return [t for r in self.regions for t in footprint_tiles([r], size, self._index.infos[r.slide].downsample)]
 
-    def _score(self, predict: Predict, tiles: list[Tile], size: int) -> dict[str, object]:
+    def _score(self, predict: Predict, tiles: list[Tile], size: int, interrupted: Interrupted) -> dict[str, object]:
         bins, names = self._config.evaluation.auc_bins, self._config.data.class_names
         total = Sums.zero(len(names), bins)
         mine = tiles[self._comm.rank :: self._comm.world_size]
@@ -71,6 +77,8 @@ class Evaluator:
             valid = labels != IGNORE_LABEL
             valid[: tile.skip_y], valid[:, : tile.skip_x] = False, False
             total += sums_of(labels, predicted, log_odds, valid, bins)
+            if interrupted():
+                break
         total = total.from_vector(self._comm.allreduce(total.to_vector()))
         return metrics_of(total, names)
 

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
+from trainer.locking import flock
 from trainer.stores.coding import EncodedPatch
 from trainer.stores.contents import Contents, Header
 
@@ -112,7 +113,7 @@ def _locked(path: Path) -> Iterator[int]:
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            flock(file, fcntl.LOCK_EX)
             if _has_name(file, path):
                 yield file
                 return

@@ -42,6 +42,8 @@ class Progress:
     plateau_best: float | None = None
     plateau_waited: int = 0
     """Scorings since the stage's best one."""
+    scored_step: int | None = None
+    """Step of the stage's last scoring."""
     rate_factor: float = 1.0
     """Product of all rollbacks' factors."""
     rollbacks: int = 0
@@ -54,7 +56,7 @@ class Progress:
         """At the beginning of the next stage."""
         step, ends = self.position.step, self.position.stage_ends
         position = Position(step, self.position.stage + 1, stage_first_step=step, stage_ends=(*ends, step))
-        return replace(self, position=position, plateau_best=None, plateau_waited=0)
+        return replace(self, position=position, plateau_best=None, plateau_waited=0, scored_step=None)
 
 
 def named_variables(
@@ -225,8 +227,15 @@ class _Stored:
                 fix="give a file of a run's checkpoints folder; train again what an older version has trained",
             )
         self._path, self._file = path, file
-        self._checksums: dict[str, int] = json.loads(metadata["crc32"])
-        self.progress = _progress(json.loads(metadata["progress"]))
+        try:
+            self._checksums: dict[str, int] = json.loads(metadata["crc32"])
+            self.progress = _progress(json.loads(metadata["progress"]))
+        except (ValueError, LookupError, TypeError) as error:
+            raise CheckpointError(
+                f"is damaged: its header does not say how far the run was ({error})",
+                where=str(path),
+                fix="use an older checkpoint of the run",
+            ) from None
         self.names = frozenset(file.keys())
 
     def array(self, name: str) -> np.ndarray:

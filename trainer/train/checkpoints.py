@@ -98,6 +98,8 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[list[str]] | None = None
         self._warnings: list[str] = []
+        self.saved_step: int | None = None
+        """Step of the last checkpoint that this writer has put on the disk; wait first."""
 
     def save(self, arrays: dict[str, np.ndarray], progress: Progress) -> None:
         """Begin to write a snapshot, as soon as the one before it is written."""
@@ -145,6 +147,7 @@ class CheckpointWriter:
             return [_not_saved(step, f"{broken} is not finite", self._run)]
         try:
             write_checkpoint(checkpoint_path(self._run, step), arrays, progress)
+            self.saved_step = step
             self._drop_old(progress)
         except OSError as error:
             return [_not_saved(step, str(error), self._run)]

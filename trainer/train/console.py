@@ -9,6 +9,8 @@ from pathlib import Path
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from trainer.train.run_dir import Lines
+
 
 class Console:
     """Lines and one progress bar.
@@ -22,7 +24,7 @@ class Console:
 
     def __init__(self, active: bool, log: Path | None = None, *, live: bool = True) -> None:
         self._active = active
-        self._log = log.open("a", encoding="utf-8") if active and log else None
+        self._log = Lines(log) if active and log else None
         self._started = time.monotonic()
         self._bar: Progress | None = None
         if active and live and sys.stdout.isatty():
@@ -40,8 +42,7 @@ class Console:
             return
         stamped = f"[{clock_text(time.monotonic() - self._started)}] {text}"
         if self._log:
-            self._log.write(stamped + "\n")
-            self._log.flush()
+            self._log.add(stamped)
         if self._bar and self._bar.live.is_started:
             self._bar.console.print(stamped, markup=False, highlight=False)
         else:

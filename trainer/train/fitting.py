@@ -6,10 +6,13 @@ from collections.abc import Callable
 
 from trainer.config import Config
 from trainer.curriculum.batches import Fits
-from trainer.models.keras import keras
+from trainer.errors import ConfigError
+from trainer.models.keras import keras, tf
 from trainer.models.memory import predicted_peak_bytes
 from trainer.runtime.memory import rank_memory_bytes
 
+_RESERVE = 0.15
+"""As much as predicted and measured memory may differ (results/memory)."""
 _OPTIMIZER_SLOTS = {"adam": 2, "adamw": 2, "sgd": 1}
 
 
@@ -32,7 +35,23 @@ def memory_model(model: keras.Model, config: Config, world_size: int) -> Callabl
 
 
 def fits_in_memory(model: keras.Model, config: Config, world_size: int, local_size: int) -> Fits:
-    """Whether a batch fits into the memory of a rank that shares its node with `local_size` of them."""
-    limit = rank_memory_bytes(config.runtime.memory_gb, local_size)
+    """Whether a batch fits into the memory of a rank that shares its node with `local_size` of them.
+
+    Where `runtime.memory_gb` says nothing, a share stays free for what the model is wrong by and for others.
+
+    Raises:
+      ConfigError: when asked on a GPU, whose memory only `runtime.memory_gb` knows.
+    """
+    configured = config.runtime.memory_gb
+    limit = rank_memory_bytes(configured, local_size) * (1.0 if configured else 1 - _RESERVE)
     predict = memory_model(model, config, world_size)
-    return lambda size, local_batch_size: predict(size, local_batch_size, 1) <= limit
+    has_gpu = bool(tf.config.list_physical_devices("GPU"))
+
+    def fits(patch_size: int, local_batch_size: int, passes: int) -> bool:
+        if has_gpu and not configured:
+            raise ConfigError(
+                "how much memory a GPU has is not known", where="local_batch_size = 'auto'", fix="runtime.memory_gb=..."
+            )
+        return predict(patch_size, local_batch_size, passes) <= limit
+
+    return fits

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from trainer.config import Config
 from trainer.curriculum import Position, Stage
-from trainer.errors import StoppedBySignal
 from trainer.evaluate.report import write_report
 from trainer.runtime import Comm, on_root
 from trainer.train.checkpoint import Progress
@@ -34,18 +33,21 @@ def train(config: Config, comm: Comm, threads: int, *, resume: bool = False, ove
     with StopRequest() as stop:
         found = find_checkpoint(comm, config.output, console) if resume else None
         done = found.progress if found else Progress(Position(), comm.world_size)
-        session = open_session(config, comm, console, threads, read_weights=not resume, done=done.position)
+        session = open_session(config, comm, console, threads, read_weights=not found, done=done.position)
         if found:
             restore(session, found)
-        with Run(session, stop, done) as run:
+        elif resume:
+            console.line("no checkpoint was saved yet: starting from the beginning")
+        with Run(session, stop) as run:
             if not found:
-                run.save(done)
+                run.save(done, wait=True)
             progress = run.begin(done)
             while progress.position.stage < len(config.curriculum):
                 try:
                     progress = run_stage(run, progress)
                 except LossNotFinite as bad:
                     progress = run.begin(roll_back(run, bad))
+            run.require_saved(progress)
         console.line(f"report: {config.output / 'report.md'}")
     console.close()
     del lock  # held until here by rank 0; the kernel frees it with the process
@@ -55,17 +57,21 @@ def train(config: Config, comm: Comm, threads: int, *, resume: bool = False, ove
 def run_stage(run: Run, progress: Progress) -> Progress:
     """One stage, or what is left of it: steps, a checkpoint, scores, the report. Returns where the next one begins."""
     session, number = run.session, progress.position.stage
-    stage = session.plan(progress.position).stages[number]
+    plan = session.plan(progress.position)
+    stage, run.total_steps = plan.stages[number], plan.total_steps  # less than it was where a plateau has come early
     reset_peak_memory()
     clock = StageClock()
     progress = train_stage(run, stage, progress, clock)
     run.save(progress)
     run.require_agreement(progress, f"after stage {number}")
-    if not run.recorder.has_result(number):
-        result = score_stage(session, stage, progress.position.step, clock)
-        run.recorder.stage(number, progress.position.step, result)
-        run.mark_best(progress.position.step, result)
-        on_root(session.comm, lambda: write_report(run.path, run.recorder.report(), read_events(run.metrics_path)))
+    run.stop_if_requested(progress)
+    end = progress.position.step
+    result = run.recorder.result_of(number, end)
+    if result is None:
+        result = score_stage(run, stage, progress, clock)
+        run.recorder.stage(number, end, result)
+    run.mark_best(end, result)
+    run.attempt("the report", lambda: write_report(run.path, run.recorder.report(), read_events(run.metrics_path)))
     return progress.after_stage()
 
 
@@ -77,6 +83,8 @@ def train_stage(run: Run, stage: Stage, progress: Progress, clock: StageClock) -
     batches = stage_batches(session, stage)
     losses: list[float] = []
     for step in range(stage.start_step, stage.end_step):
+        if run.plateau_score_is_due(stage, progress):
+            progress = score_plateau(run, stage, progress)
         if run.plateau_reached(stage, progress):
             break
         size = stage.size_at(step)
@@ -88,7 +96,7 @@ def train_stage(run: Run, stage: Stage, progress: Progress, clock: StageClock) -
                 images, labels = next(batches)
             session.optimizer.learning_rate = rate
             with clock.phase("compute"):
-                result = run.step(stage.batches[size].accumulate)(images, labels, step, run.stop.requested)
+                result = run.step(stage.batches[size].accumulate)(images, labels, step, run.stop_request.requested)
             clock.move("compute", "allreduce", result.allreduce_s)
             if not math.isfinite(result.loss):
                 raise LossNotFinite(result.loss, stage, step, progress)
@@ -104,10 +112,8 @@ def train_stage(run: Run, stage: Stage, progress: Progress, clock: StageClock) -
             if config.training.check_every_steps and (step + 1) % config.training.check_every_steps == 0:
                 run.require_agreement(progress, f"after step {step + 1}")
         if result.stop_requested:
-            run.save(progress, wait=True)
-            raise StoppedBySignal(run.path, step + 1, run.total_steps)
-        if stage.plateau and (step + 1 - stage.first_step) % stage.plateau.every_steps == 0:
-            progress = score_plateau(run, stage, progress)
+            run.save(progress)
+            run.stop(progress)
     console.stop_bar()
     return progress
 

@@ -24,7 +24,7 @@ class Recorder:
         self._board = tf.summary.create_noop_writer()
         if session.comm.rank == 0:
             self._board = tf.summary.create_file_writer(str(session.config.output / "tensorboard"))
-        self._results: list[dict[str, Any]] = []
+        self._results: dict[int, tuple[int, dict[str, Any]]] = {}
 
     def begin(self, plan: Plan, step: int) -> None:
         """Start, or start again, after `step`: what was written of later steps is dropped. All ranks."""
@@ -32,14 +32,16 @@ class Recorder:
             self.close_file()
             self._file = MetricsFile(self._path, step)
         events = self._session.comm.broadcast(read_events(self._path) if self._file else [])
-        self._results = [e["result"] for e in events if e["event"] == "stage"]
+        self._results = {e["stage"]: (e["step"], e["result"]) for e in events if e["event"] == "stage"}
         stages = [{"sizes": {str(k): v for k, v in s.size_shares.items()}, "steps": s.num_steps} for s in plan.stages]
         self._write(
             "start", step, total_steps=plan.total_steps, stages=stages, world_size=self._session.comm.world_size
         )
 
-    def has_result(self, stage: int) -> bool:
-        return stage < len(self._results)
+    def result_of(self, stage: int, end_step: int) -> dict[str, Any] | None:
+        """What a stage that ended at this step was found to be; None: it has not been scored there."""
+        step, result = self._results.get(stage, (None, None))
+        return result if step == end_step else None
 
     def step(self, stage: Stage, step: int, loss: float, rate: float, shares: dict[str, float | None]) -> None:
         fields = {"loss": loss, "learning_rate": rate, "patch_size": stage.size_at(step - 1), **shares}
@@ -54,7 +56,7 @@ class Recorder:
         self._scalars("evaluate", scores, step)
 
     def stage(self, number: int, step: int, result: dict[str, Any]) -> None:
-        self._results.append(result)
+        self._results[number] = (step, result)
         self._write("stage", step, stage=number, result=result)
         scores = {k: v for k, v in result.items() if isinstance(v, float)}
         self._scalars("evaluate", scores, step)
@@ -83,6 +85,7 @@ class Recorder:
     def report(self) -> dict[str, Any]:
         """The content of report.json so far."""
         config, comm = self._session.config, self._session.comm
+        results = [result for _, (_, result) in sorted(self._results.items())]
         return {
             "name": config.name,
             "widefield": __version__,
@@ -99,8 +102,8 @@ class Recorder:
             "classes": list(config.data.class_names),
             "seed": config.seed,
             "stages_planned": len(config.curriculum),
-            "stages": self._results,
-            "final_network": self._results[-1]["final_network"] if self._results else None,
+            "stages": results,
+            "final_network": results[-1]["final_network"] if results else None,
             "ranks": self._session.ranks,
         }
 

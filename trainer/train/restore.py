@@ -12,7 +12,7 @@ from trainer.errors import TrainingError
 from trainer.runtime import Comm, on_root
 from trainer.train.agreement import require_agreement
 from trainer.train.checkpoint import Progress, digest, load_checkpoint, read_progress
-from trainer.train.checkpoints import latest_checkpoint
+from trainer.train.checkpoints import checkpoints, latest_checkpoint
 from trainer.train.console import Console
 from trainer.train.data import places_of_step
 from trainer.train.run import Run
@@ -34,8 +34,10 @@ class LossNotFinite(Exception):
         self.loss, self.stage, self.step, self.progress = loss, stage, step, progress
 
 
-def find_checkpoint(comm: Comm, run: Path, console: Console) -> Found:
-    """The newest whole checkpoint of a run, chosen by rank 0."""
+def find_checkpoint(comm: Comm, run: Path, console: Console) -> Found | None:
+    """The newest whole checkpoint of a run, chosen by rank 0. None: it has none, being killed before its first."""
+    if not on_root(comm, lambda: checkpoints(run)):
+        return None
     path, skipped = on_root(comm, lambda: latest_checkpoint(run))
     for damaged in skipped:
         console.line(f"warning: {damaged} is damaged; an older checkpoint is used")
@@ -77,6 +79,8 @@ def roll_back(run: Run, bad: LossNotFinite) -> Progress:
         )
     run.flush()
     found = find_checkpoint(session.comm, run.path, session.console)
+    if found is None:
+        raise TrainingError(f"{what}, and no checkpoint could be saved to go back to", where=str(run.path))
     restore(session, found)
     factor = bad.progress.rate_factor * training.rollback_rate_factor
     progress = replace(found.progress, rate_factor=factor, rollbacks=bad.progress.rollbacks + 1)

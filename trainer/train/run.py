@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from trainer.curriculum import Stage
+from trainer.errors import CheckpointError, StoppedBySignal
 from trainer.runtime import on_root
 from trainer.train.agreement import require_agreement
 from trainer.train.checkpoint import Progress, digest, snapshot
@@ -21,9 +23,9 @@ from trainer.train.step import make_train_step
 class Run:
     """One run on this rank. Only rank 0 writes; what needs all ranks says so."""
 
-    def __init__(self, session: Session, stop: StopRequest, done: Progress) -> None:
+    def __init__(self, session: Session, stop_request: StopRequest) -> None:
         config = session.config
-        self.session, self.stop = session, stop
+        self.session, self.stop_request = session, stop_request
         self.path, self.metrics_path = config.output, config.output / "metrics.jsonl"
         self.metric = config.training.best_by
         self.step = make_train_step(session.model, session.optimizer, config.training, session.comm, session.averaged)
@@ -46,9 +48,7 @@ class Run:
 
     def begin(self, progress: Progress) -> Progress:
         """Start, or start again, from a position: the record forgets what came after it. All ranks."""
-        plan = self.session.plan(progress.position)
-        self.total_steps = plan.total_steps
-        self.recorder.begin(plan, progress.position.step)
+        self.recorder.begin(self.session.plan(progress.position), progress.position.step)
         return progress
 
     def require_agreement(self, progress: Progress, when: str) -> None:
@@ -74,6 +74,43 @@ class Run:
             self.show_warnings()
         self.session.comm.barrier()
 
+    def require_saved(self, progress: Progress) -> None:
+        """Wait until the checkpoint of this position is on the disk. All ranks.
+
+        Raises:
+          CheckpointError: it could not be written.
+        """
+        self.flush()
+        step = progress.position.step
+
+        def check() -> None:
+            if self._writer and self._writer.saved_step != step:
+                raise CheckpointError(
+                    f"the state after step {step} could not be saved; what was saved before it is still there",
+                    where=str(self.path / "checkpoints"),
+                    fix=f"make room on the disk, then widefield train --resume {self.path}",
+                )
+
+        on_root(self.session.comm, check)
+
+    def stop(self, progress: Progress) -> NoReturn:
+        """End the run, its state saved, with the status that asks for a new start. All ranks."""
+        self.require_saved(progress)
+        raise StoppedBySignal(self.path, progress.position.step, self.total_steps)
+
+    def stop_if_requested(self, progress: Progress) -> None:
+        """End the run if any rank was asked to; this position has been given to `save` already. All ranks."""
+        if any(self.session.comm.gather(self.stop_request.requested)):
+            self.stop(progress)
+
+    def attempt(self, what: str, write: Callable[[], object]) -> None:
+        """Write something on rank 0 that a run can do without: a disk that is full is a warning."""
+        if self._writer:
+            try:
+                write()
+            except OSError as error:
+                self.session.console.line(f"warning: {what} is not written: {error}")
+
     def save_if_due(self, progress: Progress) -> None:
         """Rank 0 decides alone: saving needs nobody else."""
         training = self.session.config.training
@@ -94,6 +131,12 @@ class Run:
     def is_due(self, every: int, stage: Stage, step: int) -> bool:
         """Every so many steps of a stage, and at its end."""
         return (step + 1 - stage.first_step) % every == 0 or step + 1 == stage.end_step
+
+    def plateau_score_is_due(self, stage: Stage, progress: Progress) -> bool:
+        """At every so many steps of the stage, once: also where the run was stopped between the step and its score."""
+        step = progress.position.step
+        done = step - stage.first_step
+        return bool(stage.plateau and done and done % stage.plateau.every_steps == 0 and progress.scored_step != step)
 
     def plateau_reached(self, stage: Stage, progress: Progress) -> bool:
         return stage.plateau is not None and progress.plateau_waited >= stage.plateau.patience

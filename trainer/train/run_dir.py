@@ -8,13 +8,15 @@ import json
 import os
 import platform
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import RunError
+from trainer.locking import flock
 
-_OURS = ("config.yaml", "metrics.jsonl", "report.json", "report.md", "run.log")
+_OURS = ("config.yaml", "metrics.jsonl", "report.json", "report.md", "evaluation.json", "run.log")
 _OUR_FOLDERS = ("checkpoints", "tensorboard", "figures", "bad_batches")
 
 
@@ -54,7 +56,7 @@ def _lock(lock: int) -> bool:
     """Take the lock if no other run has it; `widefield runs` holds it for an instant when it looks, so ask twice."""
     for wait_s in (0.1, 0):
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
             time.sleep(wait_s)
@@ -75,22 +77,40 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.rename(path)
 
 
+class Lines:
+    """A file that lines are added to, each at once. A disk that is full costs lines, not the run."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._has_failed = path, False
+        self._file = path.open("ab", buffering=0)
+
+    def add(self, line: str) -> None:
+        try:
+            self._file.write(f"{line}\n".encode())
+        except OSError as error:
+            if not self._has_failed:
+                print(f"warning: {self._path} is not complete: {error}", file=sys.stderr, flush=True)
+            self._has_failed = True
+
+    def close(self) -> None:
+        self._file.close()
+
+
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object per event, flushed line by line."""
+    """`metrics.jsonl`: one JSON object per event and line."""
 
     def __init__(self, path: Path, keep_to_step: int) -> None:
         """Drop events after `keep_to_step` (a resumed run will write them again), then append."""
         kept = [e for e in read_events(path) if e.get("step", 0) <= keep_to_step]
         if path.exists():
             write_atomically(path, "".join(json.dumps(e) + "\n" for e in kept))
-        self._file = path.open("a", encoding="utf-8")
+        self._lines = Lines(path)
 
     def write(self, event: str, **fields: Any) -> None:
-        self._file.write(json.dumps({"event": event, **fields}) + "\n")
-        self._file.flush()
+        self._lines.add(json.dumps({"event": event, **fields}))
 
     def close(self) -> None:
-        self._file.close()
+        self._lines.close()
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from trainer.config import load_config
 from trainer.errors import WidefieldError
+from trainer.locking import flock
 from trainer.train.run_dir import read_events
 
 State = Literal["running", "finished", "stopped", "damaged"]
@@ -117,7 +118,7 @@ def is_held(run: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,23 +11,27 @@ from trainer.evaluate.pictures import save_stage_pictures
 from trainer.train.checkpoint import Progress
 from trainer.train.clock import StageClock, peak_memory_bytes, shares_of
 from trainer.train.run import Run
-from trainer.train.session import Session
 from trainer.train.step import allreduce_bytes, wire_bytes
 
 
-def score_stage(session: Session, stage: Stage, end_step: int, clock: StageClock) -> dict[str, Any]:
-    """What the report says of one stage: speed and memory over all ranks, and the scores at its largest size."""
-    comm, size = session.comm, stage.largest_size
+def score_stage(run: Run, stage: Stage, progress: Progress, clock: StageClock) -> dict[str, Any]:
+    """What the report says of one stage: speed and memory over all ranks, and the scores at its largest size.
+
+    Raises:
+      StoppedBySignal: on all ranks, see `_uninterrupted`.
+    """
+    session, size = run.session, stage.largest_size
+    comm = session.comm
     cost = shares_of(comm.allreduce(clock.totals()) / comm.world_size)
     peaks, seconds = comm.gather(peak_memory_bytes()), clock.elapsed_s
     session.console.line(f"stage {stage.number}: scoring at {size} px, and on the common footprint")
     with session.scored_weights():
-        per_size = session.evaluator.score_size(session.predict, size)
-        common = session.evaluator.score_footprint(session.predict, size)
-        if comm.rank == 0:
-            save_stage_pictures(session.config.output, session.evaluator, session.predict, stage.number, size)
+        per_size = _uninterrupted(run, progress, session.evaluator.score_size, size)
+        common = _uninterrupted(run, progress, session.evaluator.score_footprint, size)
+        pictures = (session.config.output, session.evaluator, session.predict, stage.number, size)
+        run.attempt("a picture", lambda: save_stage_pictures(*pictures))
         last = stage.number == len(session.config.curriculum) - 1
-        every_size = _score_every_size(session, size, common) if last else None
+        every_size = _score_every_size(run, progress, size, common) if last else None
     payload = allreduce_bytes(session.model, session.config.training.compression)
     return {
         "patch_size": size,
@@ -34,7 +39,7 @@ def score_stage(session: Session, stage: Stage, end_step: int, clock: StageClock
         **cost,
         "peak_memory_gb": max(peaks) / 1e9,
         "seconds": seconds,
-        "steps": end_step - stage.first_step,
+        "steps": progress.position.step - stage.first_step,
         "global_batch_size": stage.global_batch(size),
         "allreduce_bytes_per_step": payload,
         "wire_bytes_per_step": wire_bytes(payload, comm.world_size),
@@ -44,10 +49,18 @@ def score_stage(session: Session, stage: Stage, end_step: int, clock: StageClock
     }
 
 
-def _score_every_size(session: Session, size: int, common: dict[str, Any]) -> dict[str, Any]:
+def _uninterrupted(run: Run, progress: Progress, score: Callable[..., dict[str, Any]], size: int) -> dict[str, Any]:
+    """Scores of the position that was saved last; a rank that is asked to stop ends them on all."""
+    scores = score(run.session.predict, size, lambda: run.stop_request.requested)
+    run.stop_if_requested(progress)
+    return scores
+
+
+def _score_every_size(run: Run, progress: Progress, size: int, common: dict[str, Any]) -> dict[str, Any]:
     """The last network on the common footprint through every size: field of view alone, training held fixed."""
-    others = [s for s in session.config.patch_sizes if s != size]
-    scores = {s: session.evaluator.score_footprint(session.predict, s) for s in others} | {size: common}
+    others = [s for s in run.session.config.patch_sizes if s != size]
+    footprint = run.session.evaluator.score_footprint
+    scores = {s: _uninterrupted(run, progress, footprint, s) for s in others} | {size: common}
     return {str(s): {k: scores[s][k] for k in ("accuracy", "miou", "dice", "auc")} for s in sorted(scores)}
 
 
@@ -55,12 +68,14 @@ def score_plateau(run: Run, stage: Stage, progress: Progress) -> Progress:
     """Score the common footprint, and count how long it has not risen. All ranks come to the same answer."""
     assert stage.plateau is not None
     session = run.session
+    run.save(progress)
     with session.scored_weights():
-        common = session.evaluator.score_footprint(session.predict, stage.largest_size)
+        common = _uninterrupted(run, progress, session.evaluator.score_footprint, stage.largest_size)
     score, best = _score(run, common), progress.plateau_best
     is_better = score is not None and (best is None or score > best + stage.plateau.min_delta)
     waited = 0 if is_better else progress.plateau_waited + 1
-    progress = replace(progress, plateau_best=score if is_better else best, plateau_waited=waited)
+    best = score if is_better else best
+    progress = replace(progress, plateau_best=best, plateau_waited=waited, scored_step=progress.position.step)
     run.recorder.score(stage, progress.position.step, common)
     session.console.line(
         f"step {progress.position.step}: {run.metric} {score if score is None else round(score, 4)}"

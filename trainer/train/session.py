@@ -16,6 +16,7 @@ from trainer.batches.order import EpochOrder, rows_of_rank
 from trainer.config import Config, check_rules, dump_config
 from trainer.curriculum import Batch, Plan, Position, make_plan, plan_batches
 from trainer.curriculum.batches import scoring_batches
+from trainer.errors import ConfigError
 from trainer.evaluate.score import Evaluator, Predict, make_predict
 from trainer.models import build_model
 from trainer.models.determinism import deterministic_operations
@@ -120,6 +121,7 @@ def open_session(
     for warning in check_rules(config, comm.world_size):
         console.line(f"warning: {warning}")
     index = prepare_index(config, comm, console)
+    _check_plateaus(config, index)
     on_root(comm, lambda: check_store(index, config))
     reduce = comm.allreduce_tensor if comm.world_size > 1 else None
     model = build_model(config.model, len(config.data.classes), all_reduce=reduce, read_weights=read_weights)
@@ -136,7 +138,7 @@ def open_session(
     plan = make_plan(config.curriculum, batches, lengths, comm.world_size, done)
     if config.stores.stage_to:
         console.line(f"copying each rank's training patches to {config.stores.stage_to}")
-    store = open_store(index, config, rows_to_train_on(plan, orders, comm.rank), checks=False)
+    store = open_store(index, config, rows_to_train_on(plan, orders, comm.rank, done), checks=False)
     return Session(
         config=config,
         comm=comm,
@@ -153,6 +155,16 @@ def open_session(
         hashes=hashes,
         ranks=comm.gather(describe_rank(comm, config.runtime.intra_op_threads or threads)),
     )
+
+
+def _check_plateaus(config: Config, index: PatchIndex) -> None:
+    stage = next((i for i, s in enumerate(config.curriculum) if s.plateau), None)
+    if stage is not None and not len(index.select(config.patch_sizes[-1], "val")):
+        raise ConfigError(
+            "a plateau is one of scores, and no slide validates",
+            where=f"curriculum[{stage}].plateau",
+            fix="split.val_fraction=0.2, or give the stage a length in steps or epochs",
+        )
 
 
 def training_orders(config: Config, index: PatchIndex) -> dict[tuple[int, int], EpochOrder]:
@@ -173,10 +185,12 @@ def training_order(config: Config, index: PatchIndex, number: int, size: int) ->
     return EpochOrder(rows, positive, config.sampling, (config.seed, number, size), is_hard)
 
 
-def rows_to_train_on(plan: Plan, orders: Mapping[tuple[int, int], EpochOrder], rank: int) -> np.ndarray:
+def rows_to_train_on(
+    plan: Plan, orders: Mapping[tuple[int, int], EpochOrder], rank: int, done: Position | None
+) -> np.ndarray:
     """[n] index rows that one rank reads in the rest of the curriculum, each once."""
     rows = []
-    for stage in plan.stages:
+    for stage in plan.stages[done.stage if done else 0 :]:
         last = stage.samples_at(stage.end_step)
         for size, first in stage.samples_at(stage.start_step).items():
             count = (last[size] - first) // stage.world_size
@@ -185,8 +199,8 @@ def rows_to_train_on(plan: Plan, orders: Mapping[tuple[int, int], EpochOrder], r
 
 
 def config_hash(config: Config) -> str:
-    """sha256 of every setting."""
-    return digest_of(config.model_dump(mode="json"))
+    """sha256 of every setting but the place where the run is written."""
+    return digest_of(config.model_dump(mode="json", exclude={"output"}))
 
 
 def index_hash(index: PatchIndex) -> str:

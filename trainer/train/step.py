@@ -14,6 +14,7 @@ from trainer.config.schema import OptimizerConfig, TrainingConfig
 from trainer.models.keras import keras, tf
 from trainer.models.losses import segmentation_loss
 from trainer.models.noise import noise_seed
+from trainer.models.norms import FrozenBatchNorm
 from trainer.models.recompute import recomputing
 from trainer.runtime.comm import Comm
 from trainer.train.ema import Averaged
@@ -135,8 +136,8 @@ class _Parts:
     def _mean_over_ranks(self, gradients: Sequence[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
         if self._comm.world_size == 1:
             return list(gradients), tf.constant(0.0)
+        computed = _now_after(gradients)  # first: TensorFlow keeps Python functions, as backend=mpi has, in this order
         means = self._comm.allreduce_gradients(gradients, self._config.compression)
-        computed = _now_after(gradients)
         return means, tf.cast(_now_after(means) - computed, tf.float32)
 
     def _average_statistics(self) -> None:
@@ -156,8 +157,9 @@ def _now_after(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
 
 
 def moving_statistics(model: keras.Model) -> list[tf.Variable]:
-    """Batch norm's means and variances; empty with group norm."""
-    return [v for v in model.non_trainable_variables if v.dtype == tf.float32]
+    """Means and variances of the batch norms that learn them; empty with group norm."""
+    frozen = {id(v) for layer in model.submodules if isinstance(layer, FrozenBatchNorm) for v in layer.variables}
+    return [v for v in model.non_trainable_variables if v.dtype == tf.float32 and id(v) not in frozen]
 
 
 def allreduce_bytes(model: keras.Model, compression: str) -> int:
