@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from trainer import __version__
@@ -68,19 +70,30 @@ class Recorder:
             self._file.write(event, step=step, **fields)
 
     def _scalars(self, group: str, fields: dict[str, Any], step: int) -> None:
-        with self._board.as_default():
+        with self._on_board():
             for key, value in fields.items():
                 if value is not None:
                     tf.summary.scalar(f"{group}/{key}", value, step=step)
-        self._board.flush()
 
     def _predictions(self, number: int, step: int) -> None:
         """The report's region pictures, for TensorBoard."""
         folder = self._session.config.output / "figures" / "regions"
-        with self._board.as_default():
+        with self._on_board():
             for region, picture in stage_pictures(folder, number) if self._file else []:
                 tf.summary.image(f"predictions/region{region}", picture[None], step=step)
-        self._board.flush()
+
+    @contextmanager
+    def _on_board(self) -> Iterator[None]:
+        """Inside it summaries go to TensorBoard's file. Where the disk is full, the run goes on without it."""
+        try:
+            with self._board.as_default():
+                yield
+            self._board.flush()
+        except tf.errors.OpError as error:
+            self._session.console.line(
+                f"warning: TensorBoard's file ends here: {error.message.splitlines()[0].split('}} ')[-1]}"
+            )
+            self._board = tf.summary.create_noop_writer()
 
     def report(self) -> dict[str, Any]:
         """The content of report.json so far."""
@@ -113,4 +126,6 @@ class Recorder:
 
     def close(self) -> None:
         self.close_file()
+        with self._on_board():
+            pass
         self._board.close()
