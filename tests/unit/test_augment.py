@@ -92,8 +92,9 @@ def test_a_painted_square_stays_under_its_label(seed: int, scale: float, elastic
     image, label = warp(pixels, labels, draw_map(100, scale, elastic, np.random.default_rng(seed)))
     assert image.shape == pixels.shape and label.shape == labels.shape and image.dtype == label.dtype == np.uint8
     assert set(np.unique(label)) <= {0, 1}
-    agree = (image[..., 0] >= 128) == (label == 1)
-    assert agree.mean() > 0.995, "all but rounding along the outline"
+    is_clear = abs(image[..., 0] - 127.5) > 25  # a whole outline may fall half way between two pixels
+    assert is_clear.mean() > 0.9
+    assert ((image[..., 0] > 127) == (label == 1))[is_clear].mean() > 0.995, "all but rounding along the outline"
     assert label.any()
 
 
