@@ -381,7 +381,8 @@ class RuntimeConfig(Section):
     deterministic: bool = True
     """TensorFlow's deterministic operations: the same run twice gives the same bits."""
     memory_gb: float | None = Field(None, gt=0.0)
-    """Memory one rank may take, for local_batch_size=auto and warnings; None: its share of what the node has."""
+    """Memory one rank may take, for local_batch_size=auto. None: 85 % of its share of what the node has, which is what
+    prediction may be wrong by; on a GPU it must be given."""
     read_threads: Positive = 2
     """Threads per rank that read and augment patches."""
     prefetch_batches: Positive = 3

@@ -40,7 +40,8 @@ def train(config: Config, comm: Comm, threads: int, *, resume: bool = False, ove
             console.line("no checkpoint was saved yet: starting from the beginning")
         with Run(session, stop) as run:
             if not found:
-                run.save(done, wait=True)
+                run.save(done)
+                run.flush()  # from here on there is something to resume
             progress = run.begin(done)
             while progress.position.stage < len(config.curriculum):
                 try:

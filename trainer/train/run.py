@@ -57,15 +57,13 @@ class Run:
         weights = digest(session.model, session.optimizer, session.averaged)
         require_agreement(session.comm, session.hashes | {"weights": weights, "step": progress.position.step}, when)
 
-    def save(self, progress: Progress, *, wait: bool = False) -> None:
-        """Write a checkpoint in the background; `wait` until it is there, on all ranks."""
+    def save(self, progress: Progress) -> None:
+        """Write a checkpoint in the background."""
         if self._writer:
             session = self.session
             progress = replace(progress, hashes=session.hashes, world_size=session.comm.world_size)
             self._writer.save(snapshot(session.model, session.optimizer, session.averaged), progress)
             self._last_save = time.monotonic()
-        if wait:
-            self.flush()
 
     def flush(self) -> None:
         """Until every checkpoint is on the disk. All ranks."""
