@@ -5,7 +5,7 @@ import pytest
 
 from trainer.config.schema import LossConfig, ModelConfig
 from trainer.models import build_model, segmentation_loss
-from trainer.models.deeplab import Classifier
+from trainer.models.deeplab import Atrous, Classifier
 from trainer.models.keras import keras, tf
 
 SMALL = {"backbone": "resnet18", "aspp_channels": 32, "decoder_channels": 32}
@@ -158,3 +158,34 @@ def test_mixed_bfloat16_is_near_float32():
     narrow.set_weights(model.get_weights())
     exact, near = model(_patches()).numpy(), narrow(_patches()).numpy()
     assert np.abs(near - exact).mean() < 0.1 * exact.std()
+
+
+@pytest.mark.parametrize(("rate", "shape"), [(6, (4, 4)), (6, (6, 6)), (6, (7, 6)), (12, (6, 12)), (12, (16, 16))])
+def test_taps_that_are_left_out_lie_in_the_padding(rate, shape):
+    """Values and all gradients are those of Keras' layer, where only the middle tap is on the map and where not."""
+    rng = np.random.default_rng(2)
+    x = tf.constant(rng.normal(size=(2, *shape, 8)), tf.float32)
+    ours, keras_layer = (
+        kind(3, padding="same", dilation_rate=rate, use_bias=False) for kind in (Atrous, keras.layers.DepthwiseConv2D)
+    )
+    results = []
+    for layer in (keras_layer, ours):
+        layer.build(x.shape)
+        layer.set_weights([rng.normal(size=(3, 3, 8, 1))] if layer is keras_layer else keras_layer.get_weights())
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+            loss = tf.reduce_sum(y**3)
+        results.append([y, *tape.gradient(loss, [x, *layer.weights])])
+    for expected, got in zip(*results, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_small_map_is_not_enlarged_for_taps_that_it_cannot_reach():
+    layer = Atrous(3, padding="same", dilation_rate=6, use_bias=False)
+
+    def operations(side):
+        spec = tf.TensorSpec((1, side, side, 8), tf.float32)
+        return {o.type for o in tf.function(layer).get_concrete_function(spec).graph.get_operations()}
+
+    assert "SpaceToBatchND" in operations(8) and "SpaceToBatchND" not in operations(6)

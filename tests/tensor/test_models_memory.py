@@ -71,7 +71,7 @@ def test_weights_optimiser_and_copies_are_counted_to_the_byte(small: keras.Model
 
 
 def test_memory_and_arithmetic_grow_with_patch_and_batch(small: keras.Model) -> None:
-    for growing in ([(64, 1), (128, 1)], [(64, 1), (64, 2), (64, 4), (64, 5)]):
+    for growing in ([(64, 1), (128, 1)], [(256, 1), (256, 2), (256, 4), (256, 5)]):
         peaks = [predicted_peak_bytes(small, patch, batch, **PLAIN) for patch, batch in growing]
         flops = [flops_per_step(small, patch, batch) for patch, batch in growing]
         assert peaks == sorted(set(peaks))
