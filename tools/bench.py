@@ -83,7 +83,7 @@ def main() -> None:
             compare("ours", "keras_norm", "resnet50", 1024, 1, 8),
             compare("bfloat16", "ours", "resnet50", 1024, 1, 10),
         ],
-        "scaling": lambda: [scaling(256, 4, 10), scaling(1024, 1, 6)],
+        "scaling": lambda: [scaling(256, 16, 6), scaling(256, 4, 10), scaling(1024, 1, 6)],
         "loop": lambda: {
             str(p): train(f"loop-{p}", 2, stage(p, b, n), "training.check_every_steps=10")
             for p, b, n in ((256, 4, 30), (1024, 1, 12))

@@ -1,6 +1,7 @@
 """Curricula of patch sizes against fixed sizes at equal training time, three seeds; writes results/curriculum/.
 
-  python tools/bench_curriculum.py                          everything that results/curriculum shows (about an hour)
+  python tools/bench_curriculum.py              everything that results/curriculum shows (about two hours)
+  python tools/bench_curriculum.py --finished   the same from the runs that are finished, after it was stopped
   python tools/bench_curriculum.py --data small --arms "fixed 256" curriculum --seeds 1 --seconds 120
 
 Two runs at a time, one core each, so that all run under the same conditions. A size has the same batch in every arm.
@@ -35,31 +36,33 @@ import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT, DATA, RUNS = ROOT / "results" / "curriculum", ROOT / "data" / "curriculum", ROOT / "runs" / "curriculum"
-BATCH = {64: 16, 128: 4, 256: 1}
+BATCH = {64: 32, 128: 8, 256: 2}
 """Patch size -> patches in a step: the same pixels, as `local_batch_size: auto` has it."""
 NUM_VAL = 4
 DATA_SETS = {"small": 8, "large": 32}
 """Training slides."""
 SECONDS = {"small": 480.0, "large": 720.0}
-"""What a run on them may train. Below some 150 s at 128 px, or 250 s at 256 px, no run has seen yet what tells the
-classes apart: it takes all tissue for normal, which scores 0.44."""
+"""What a run on them may train. Every run takes all tissue for normal at first, which scores 0.44, until it sees what
+tells the classes apart: after some 60 to 90 s at 128 px, 250 to 500 s at 256 px."""
 LESS = 0.58
 """The share of the time that the curriculum gets on the large data set."""
 
-Stages = Sequence[tuple[dict[int, float], float]]
-"""({patch size: share of steps}, share of the time) of every stage"""
+Stages = Sequence[tuple[int, int, float]]
+"""(patch size, patches in a step, share of the time) of every stage"""
 
-CURRICULUM: Stages = [({128: 1.0}, 0.5), ({256: 1.0}, 0.5)]
-MIXED: Stages = [({128: 1.0}, 0.5), ({256: 0.7, 128: 0.3}, 0.5)]
-FIXED: dict[str, tuple[Stages, list[str]]] = {f"fixed {s}": ([({s: 1.0}, 1.0)], []) for s in BATCH}
+CURRICULUM: Stages = [(128, BATCH[128], 0.3), (256, BATCH[256], 0.7)]
+FIXED: dict[str, tuple[Stages, list[str]]] = {f"fixed {s}": ([(s, b, 1.0)], []) for s, b in BATCH.items()}
+FIXED["fixed 256, batch 1"] = ([(256, 1, 1.0)], [])
 OPTIONS: dict[str, tuple[Stages, list[str]]] = {
-    "curriculum, no scaling": (CURRICULUM, ["augment.scale=0"]),
-    "mixed sizes": (MIXED, []),
+    "half at 128 px": ([(128, BATCH[128], 0.5), (256, BATCH[256], 0.5)], []),
+    "no scaling": (CURRICULUM, ["augment.scale=0"]),
     "averaging": (CURRICULUM, ["training.ema_decay=0.999"]),
     "dropout": (CURRICULUM, ["model.dropout=0.1", "model.decoder_dropout=0.1"]),
     "weight decay": (CURRICULUM, ["training.optimizer.weight_decay=0.01"]),
     "stochastic depth": (CURRICULUM, ["model.stochastic_depth=0.1"]),
 }
+Costs = dict[tuple[int, int], tuple[float, float]]
+"""(patch size, batch) -> (seconds to start, seconds per step)"""
 ARMS = FIXED | {"curriculum": (CURRICULUM, [])} | OPTIONS
 
 
@@ -107,6 +110,7 @@ def train(manifest: Path, out: Path, curriculum: list[dict[str, Any]], seed: int
         f"seed={seed}",
         f"curriculum={json.dumps(curriculum)}",
         "training.optimizer.scale_with_world_size=none",
+        "training.optimizer.clip_norm=1.0",
         "augment.scale=0.2",
         "evaluation={max_patches: 8, figure_regions: 0}",
         "runtime={intra_op_threads: 1, read_threads: 1}",
@@ -119,23 +123,21 @@ def train(manifest: Path, out: Path, curriculum: list[dict[str, Any]], seed: int
 
 def ends_at(arm: str) -> int:
     """Patch size that an arm's last stage is scored at."""
-    return max(ARMS[arm][0][-1][0])
+    return ARMS[arm][0][-1][0]
 
 
-def stages_of(stages: Stages, seconds: float, costs: dict[int, tuple[float, float]]) -> list[dict[str, Any]]:
-    """The curriculum that trains for so long; costs: size -> (seconds to start, seconds per step).
+def stages_of(stages: Stages, seconds: float, costs: Costs) -> list[dict[str, Any]]:
+    """The curriculum that trains for so long.
 
     A curriculum without 256 px gets one step there at a rate of nothing, to be scored on the same pixels.
     """
-    seconds -= sum(costs[s][0] for s in {s for sizes, _ in stages for s in sizes})
+    seconds -= sum(costs[size, batch][0] for size, batch, _ in stages)
     result: list[dict[str, Any]] = []
-    for sizes, share in stages:
-        per_step = sum(costs[s][1] * part for s, part in sizes.items())
-        steps = max(1, round(share * seconds / per_step))
-        result.append({"sizes": sizes, "local_batch_size": BATCH[max(sizes)], "steps": steps})
-    if 256 not in stages[-1][0]:
-        scored = {"patch_size": 256, "local_batch_size": BATCH[256], "steps": 1, "learning_rate_factor": 1e-9}
-        result.append(scored)
+    for size, batch, share in stages:
+        steps = max(1, round(share * seconds / costs[size, batch][1]))
+        result.append({"patch_size": size, "local_batch_size": batch, "steps": steps})
+    if stages[-1][0] != 256:
+        result.append({"patch_size": 256, "local_batch_size": 1, "steps": 1, "learning_rate_factor": 1e-9})
     return result
 
 
@@ -156,16 +158,17 @@ def in_turns(jobs: Sequence[Any]) -> None:
         list(pool.map(on_a_core, jobs))
 
 
-def measure_costs(manifest: Path) -> dict[int, tuple[float, float]]:
-    """Size -> seconds of tracing and the like, and seconds per step, while the other core is as busy."""
-    runs = [(size, RUNS / "costs" / f"{size}-{twin}") for size in BATCH for twin in "ab"]
-    stages = {s: [{"patch_size": s, "local_batch_size": BATCH[s], "steps": 25}] for s in BATCH}
-    in_turns([lambda core, s=s, out=out: train(manifest, out, stages[s], 1, core, []) for s, out in runs])
+def measure_costs(manifest: Path) -> Costs:
+    """Seconds of tracing and the like, and seconds per step, while the other core is as busy."""
+    kinds = sorted({(size, batch) for stages, _ in ARMS.values() for size, batch, _ in stages})
+    runs = [(kind, RUNS / "costs" / f"{kind[0]}x{kind[1]}-{twin}") for kind in kinds for twin in "ab"]
+    stages = {(s, b): [{"patch_size": s, "local_batch_size": b, "steps": 25}] for s, b in kinds}
+    in_turns([lambda core, k=kind, out=out: train(manifest, out, stages[k], 1, core, []) for kind, out in runs])
     costs = {}
-    for size in BATCH:
-        pair = [stage_results(out)[0] for s, out in runs if s == size]
+    for kind in kinds:
+        pair = [stage_results(out)[0] for k, out in runs if k == kind]
         step = mean(r["seconds_per_step"] for r in pair)
-        costs[size] = (max(0.0, mean(r["seconds"] for r in pair) - 25 * step), step)
+        costs[kind] = (max(0.0, mean(r["seconds"] for r in pair) - 25 * step), step)
     return costs
 
 
@@ -185,7 +188,20 @@ def result_of(run: Run) -> dict[str, Any]:
         "seconds": sum(s["seconds"] for s in trained),
         "steps": [s["steps"] for s in trained],
         "ends_at": size,
+        "loss": loss_curve(run.folder, len(trained)),
     }
+
+
+def loss_curve(run: Path, num_stages: int) -> list[tuple[float, float]]:
+    """(seconds of training, mean loss) of every 100 steps of the first stages; tracing is left out."""
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    logged = [e for e in events if e["event"] == "step" and e["stage"] < num_stages]
+    seconds, before, times = 0.0, 0, []
+    for e in logged:
+        seconds, before = seconds + (e["step"] - before) * e["seconds_per_step"], e["step"]
+        times.append(seconds)
+    starts = range(0, len(logged) - 4, 5)  # configs/demo.yaml logs every 20 steps
+    return [(round(times[at + 4], 1), round(mean(e["loss"] for e in logged[at : at + 5]), 4)) for at in starts]
 
 
 def bench(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -199,51 +215,84 @@ def bench(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
         def on_core(core: int) -> None:
             train(manifests[run.data], run.folder, stages_of(stages, run.seconds, costs), run.seed, core, extra)
-            print(run, result_of(run), flush=True)
+            result = result_of(run)
+            print(run, *(f"{what} {result[what]}" for what in ("miou", "auc", "seconds", "steps")), flush=True)
 
         return on_core
 
     in_turns([job(run) for run in runs])
+    return results_of(runs)
+
+
+def results_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return [{"data": run.data, "arm": run.arm, "seed": run.seed, **result_of(run)} for run in runs]
+
+
+def arms_of(rows: list[dict[str, Any]], data: str) -> dict[str, list[dict[str, Any]]]:
+    """Arm -> its runs, on one data set."""
+    own = [r for r in rows if r["data"] == data]
+    return {arm: [r for r in own if r["arm"] == arm] for arm in dict.fromkeys(r["arm"] for r in own)}
+
+
+def mean_of(runs: list[dict[str, Any]], what: str) -> float:
+    return mean(r[what] for r in runs)
+
+
+def verdict(rows: list[dict[str, Any]], data: str) -> str:
+    """The curriculum beside the fixed size that scored best among those with as many seeds."""
+    arms = arms_of(rows, data)
+    ours = arms["curriculum"]
+    fixed = {arm: runs for arm, runs in arms.items() if arm in FIXED and len(runs) == len(ours)}
+    best = max(fixed, key=lambda arm: mean_of(fixed[arm], "miou"))
+    time_share = mean_of(ours, "seconds") / mean_of(fixed[best], "seconds")
+    gain = mean_of(ours, "miou") - mean_of(fixed[best], "miou")
+    return f"{len(ours)} seeds: the curriculum took {time_share:.0%} of the time of {best} and scored {gain:+.3f}."
 
 
 def render(rows: list[dict[str, Any]], about: str) -> str:
     lines = ["# Curricula against fixed patch sizes", "", about, "", "![scores](curriculum.png)", ""]
     for data in dict.fromkeys(r["data"] for r in rows):
-        lines += [f"## {DATA_SETS[data]} training slides", ""]
         lines += [
+            f"## {DATA_SETS[data]} training slides",
+            "",
+            verdict(rows, data),
+            "",
             "| arm | ends at | training seconds | common mIoU, mean | each seed |",
             "| --- | ---: | ---: | ---: | --- |",
         ]
-        for arm in dict.fromkeys(r["arm"] for r in rows if r["data"] == data):
-            own = [r for r in rows if (r["data"], r["arm"]) == (data, arm)]
-            each = ", ".join(f"{r['miou']:.3f}" for r in own)
+        for arm, runs in arms_of(rows, data).items():
+            each = ", ".join(f"{r['miou']:.3f}" for r in runs)
             lines.append(
-                f"| {arm} | {own[0]['ends_at']} px | {mean(r['seconds'] for r in own):.0f} | "
-                f"**{mean(r['miou'] for r in own):.3f}** | {each} |"
+                f"| {arm} | {runs[0]['ends_at']} px | {mean_of(runs, 'seconds'):.0f} | "
+                f"**{mean_of(runs, 'miou'):.3f}** | {each} |"
             )
         lines.append("")
     return "\n".join(lines)
 
 
 def picture(rows: list[dict[str, Any]], path: Path) -> None:
+    """Above: every run's score. Below: training loss against time, where the runs see the rule one after the other."""
     sets = list(dict.fromkeys(r["data"] for r in rows))
-    figure, axes = plt.subplots(1, len(sets), figsize=(5.2 * len(sets), 3.6), sharey=True, squeeze=False)
-    for axis, data in zip(axes[0], sets, strict=True):
-        arms = list(dict.fromkeys(r["arm"] for r in rows if r["data"] == data))
-        for at, arm in enumerate(arms):
-            own = [r for r in rows if (r["data"], r["arm"]) == (data, arm)]
-            axis.plot([at] * len(own), [r["miou"] for r in own], "o", color="#2c3e70", alpha=0.7)
-            axis.hlines(mean(r["miou"] for r in own), at - 0.25, at + 0.25, color="#a04000")
-        labels = []
-        for arm in arms:
-            taken = mean(r["seconds"] for r in rows if (r["data"], r["arm"]) == (data, arm))
-            labels.append(f"{arm}\n{taken:.0f} s")
-        axis.set_xticks(range(len(arms)), labels, fontsize=8)
-        axis.set_title(f"{DATA_SETS[data]} training slides", fontsize=10)
-        axis.grid(axis="y", alpha=0.3)
+    figure, axes = plt.subplots(2, len(sets), figsize=(6.2 * len(sets), 7.2), sharey="row", squeeze=False)
+    for (above, below), data in zip(axes.T, sets, strict=True):
+        arms = arms_of(rows, data)
+        for at, (arm, runs) in enumerate(arms.items()):
+            colour = f"C{list(ARMS).index(arm)}"
+            above.plot([at] * len(runs), [r["miou"] for r in runs], "o", color=colour, alpha=0.7)
+            above.hlines(mean_of(runs, "miou"), at - 0.25, at + 0.25, color=colour)
+            for seed, run in enumerate(runs):
+                below.plot(*zip(*run["loss"], strict=True), color=colour, alpha=0.8, label="" if seed else arm)
+        labels = [f"{arm}\n{mean_of(runs, 'seconds'):.0f} s" for arm, runs in arms.items()]
+        above.set_xticks(range(len(arms)), labels, fontsize=7)
+        above.set_title(f"{DATA_SETS[data]} training slides", fontsize=10)
+        below.set_xlabel("seconds of training")
+        below.legend(fontsize=8)
+        for axis in (above, below):
+            axis.grid(axis="y", alpha=0.3)
     axes[0][0].set_ylabel("mIoU on the common footprint\n(dots: seeds, line: mean)")
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    axes[1][0].set_ylabel("training loss at the stage's patch size")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
@@ -253,19 +302,20 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="with --data")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--seconds", type=float, help="with --data (default: as for results/curriculum)")
+    parser.add_argument("--finished", action="store_true", help="train nothing: results of the runs that are finished")
     args = parser.parse_args()
     if args.data:
         seconds = args.seconds or SECONDS[args.data]
         bench([Run(args.data, arm, seed, seconds) for seed in args.seeds for arm in args.arms])
         return
     runs = []
+    large, small, first = SECONDS["large"], SECONDS["small"], args.seeds[0]
     for seed in args.seeds:
-        large, small = SECONDS["large"], SECONDS["small"]
         runs += [Run("large", "fixed 256", seed, large), Run("large", "curriculum", seed, LESS * large)]
-        runs += [Run("small", arm, seed, small) for arm in ("fixed 256", "curriculum")]
-    runs += [Run("small", "curriculum, no scaling", seed, small) for seed in args.seeds]
-    runs += [Run("small", arm, args.seeds[0], small) for arm in ("fixed 64", "fixed 128")]
-    rows = bench(runs)
+        runs += [Run("small", "fixed 256", seed, small), Run("small", "curriculum", seed, small)]
+    runs += [Run("large", "fixed 256, batch 1", first, large)]
+    runs += [Run("small", arm, first, small) for arm in ("fixed 256, batch 1", "fixed 128", "fixed 64", *OPTIONS)]
+    rows = results_of([r for r in runs if (r.folder / "done").exists()]) if args.finished else bench(runs)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
     about = (
         f"`python tools/bench_curriculum.py`, measured on {time.strftime('%Y-%m-%d')} at commit {commit.strip()}: "
