@@ -4,7 +4,8 @@
   python tools/bench_curriculum.py --finished   the same from the runs that are finished, after it was stopped
   python tools/bench_curriculum.py --data small --arms "fixed 256" curriculum --seeds 1 --seconds 120
 
-Two runs at a time, one core each, so that all run under the same conditions. A size has the same batch in every arm.
+Two runs at a time, one core each, so that all run under the same conditions. A size has the same batch in every arm
+unless its name says otherwise.
 An arm's steps follow from the seconds it may train and from a measured step at each size; what it
 really took is in the table. Finished runs (runs/curriculum/) are not repeated. Patches are read at level 1: a nest
 of the slides is about 115 px across there. All arms are scored on the same pixels, patches of 256 px of four validation
@@ -43,7 +44,7 @@ DATA_SETS = {"small": 8, "large": 32}
 """Training slides."""
 SECONDS = {"small": 480.0, "large": 720.0}
 """What a run on them may train. Every run takes all tissue for normal at first, which scores 0.44, until it sees what
-tells the classes apart: after some 60 to 90 s at 128 px, 250 to 500 s at 256 px."""
+tells the classes apart, which takes 256 px longer than 128 px."""
 LESS = 0.58
 """The share of the time that the curriculum gets on the large data set."""
 
@@ -72,6 +73,12 @@ class Run(NamedTuple):
     seed: int
     seconds: float
     """It may train, starting included."""
+
+    @classmethod
+    def planned(cls, data: str, arm: str, seed: int) -> Run:
+        """With the time that results/curriculum gives it."""
+        less = data == "large" and arm == "curriculum"
+        return cls(data, arm, seed, SECONDS[data] * (LESS if less else 1.0))
 
     @property
     def folder(self) -> Path:
@@ -118,7 +125,12 @@ def train(manifest: Path, out: Path, curriculum: list[dict[str, Any]], seed: int
     ]
     command = ["taskset", "-c", str(core), sys.executable, "-m", "trainer", "train", "configs/demo.yaml", "--overwrite"]
     subprocess.run([*command, *settings], cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=3600)
-    (out / "done").touch()
+    (out / "done").write_text(commit())
+
+
+def commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def ends_at(arm: str) -> int:
@@ -305,20 +317,20 @@ def main() -> None:
     parser.add_argument("--finished", action="store_true", help="train nothing: results of the runs that are finished")
     args = parser.parse_args()
     if args.data:
-        seconds = args.seconds or SECONDS[args.data]
-        bench([Run(args.data, arm, seed, seconds) for seed in args.seeds for arm in args.arms])
+        runs = [Run.planned(args.data, arm, seed) for seed in args.seeds for arm in args.arms]
+        bench([run._replace(seconds=args.seconds or run.seconds) for run in runs])
         return
-    runs = []
-    large, small, first = SECONDS["large"], SECONDS["small"], args.seeds[0]
-    for seed in args.seeds:
-        runs += [Run("large", "fixed 256", seed, large), Run("large", "curriculum", seed, LESS * large)]
-        runs += [Run("small", "fixed 256", seed, small), Run("small", "curriculum", seed, small)]
-    runs += [Run("large", "fixed 256, batch 1", first, large)]
-    runs += [Run("small", arm, first, small) for arm in ("fixed 256, batch 1", "fixed 128", "fixed 64", *OPTIONS)]
-    rows = results_of([r for r in runs if (r.folder / "done").exists()]) if args.finished else bench(runs)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
+    runs = [
+        Run.planned(data, arm, seed) for seed in args.seeds for data in SECONDS for arm in ("fixed 256", "curriculum")
+    ]
+    once = ("fixed 256, batch 1", "fixed 128", "fixed 64", *OPTIONS)
+    runs += [Run.planned(data, arm, args.seeds[0]) for data, arm in [("large", once[0]), *(("small", a) for a in once)]]
+    if args.finished:
+        runs = [r for r in runs if (r.folder / "done").exists()]
+    rows = results_of(runs) if args.finished else bench(runs)
+    commits = ", ".join(sorted({(r.folder / "done").read_text() for r in runs}))
     about = (
-        f"`python tools/bench_curriculum.py`, measured on {time.strftime('%Y-%m-%d')} at commit {commit.strip()}: "
+        f"`python tools/bench_curriculum.py`, written on {time.strftime('%Y-%m-%d')}, runs of commit {commits}: "
         f"{machine()}. MobileNetV2 from scratch, configs/demo.yaml, one core a run, two at a time."
     )
     OUT.mkdir(parents=True, exist_ok=True)
