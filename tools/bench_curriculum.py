@@ -1,13 +1,14 @@
 """Curricula of patch sizes against fixed sizes at equal training time, three seeds; writes results/curriculum/.
 
-  python tools/bench_curriculum.py              everything that results/curriculum shows (over two hours)
-  python tools/bench_curriculum.py --finished   the same from the runs that are finished, after it was stopped
+  python tools/bench_curriculum.py            what results/curriculum does not show yet (all of it: over three hours)
+  python tools/bench_curriculum.py --afresh   everything anew
   python tools/bench_curriculum.py --data small --arms "fixed 256" curriculum --seeds 1 --seconds 120
 
 Two runs at a time, one core each, so that all run under the same conditions. An arm's steps follow from the seconds it
 may train and from a measured step at each size; what it really took is in the table. Finished runs (runs/curriculum/)
-are not repeated. Patches are read at level 1: a nest of the slides is about 115 px across there. All arms are scored on
-the same pixels, patches of 512 px of four validation slides, through the patch size that the arm ends with.
+are not repeated: after it was stopped, start it again. Patches are read at level 1: a nest of the slides is about
+115 px across there. All arms are scored on the same pixels, patches of 512 px of four validation slides, through the
+patch size that the arm ends with.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ SECONDS = {"small": 420.0, "large": 900.0}
 LESS = 0.42
 """The share of the time that the curriculum gets on the large data set."""
 
-Stages = Sequence[tuple[int, int, float]]
+Size = int | dict[int, float]
+"""A patch size, or a mixture as in a stage's `sizes`: its steps cost what those of its largest size do."""
+Stages = Sequence[tuple[Size, int, float]]
 """(patch size, patches in a step, share of the time) of every stage"""
 
 CURRICULUM: Stages = [(128, 8, 0.25), (256, 1, 0.35), (512, 1, 0.4)]
@@ -60,15 +63,18 @@ FIXED: dict[str, tuple[Stages, list[str]]] = {
     "fixed 512, batch 2": ([(512, 2, 1.0)], []),
 }
 OPTIONS: dict[str, tuple[Stages, list[str]]] = {
-    "curriculum, scaling": (CURRICULUM, ["augment.scale=0.2"]),
-    "curriculum, averaging": (CURRICULUM, ["training.ema_decay=0.999"]),
-    "curriculum, dropout": (CURRICULUM, ["model.dropout=0.1", "model.decoder_dropout=0.1"]),
-    "curriculum, weight decay": (CURRICULUM, ["training.optimizer.weight_decay=0.01"]),
-    "curriculum, stochastic depth": (CURRICULUM, ["model.stochastic_depth=0.1"]),
+    "scaling": (CURRICULUM, ["augment.scale=0.2"]),
+    "elastic and stain": (CURRICULUM, ["augment.elastic=0.03", "augment.hed=0.05"]),
+    "averaging": (CURRICULUM, ["training.ema_decay=0.999"]),
+    "dropout": (CURRICULUM, ["model.dropout=0.1", "model.decoder_dropout=0.1"]),
+    "weight decay": (CURRICULUM, ["training.optimizer.weight_decay=0.01"]),
+    "stochastic depth": (CURRICULUM, ["model.stochastic_depth=0.1"]),
+    "mixing": ([*CURRICULUM[:2], ({512: 0.7, 128: 0.3}, 1, 0.4)], []),
 }
+"""What may keep a network from overfitting on few slides, added to the curriculum one at a time."""
 Costs = dict[tuple[int, int], tuple[float, float]]
 """(patch size, batch) -> (seconds to start, seconds per step)"""
-ARMS = FIXED | {"curriculum": (CURRICULUM, [])} | OPTIONS
+ARMS = FIXED | {"curriculum": (CURRICULUM, [])} | {f"curriculum, {name}": arm for name, arm in OPTIONS.items()}
 
 
 class Run(NamedTuple):
@@ -136,9 +142,13 @@ def commit() -> str:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
+def largest(size: Size) -> int:
+    return max(size) if isinstance(size, dict) else size
+
+
 def ends_at(arm: str) -> int:
     """Patch size that an arm's last stage is scored at."""
-    return ARMS[arm][0][-1][0]
+    return largest(ARMS[arm][0][-1][0])
 
 
 def stages_of(stages: Stages, seconds: float, costs: Costs) -> list[dict[str, Any]]:
@@ -146,12 +156,13 @@ def stages_of(stages: Stages, seconds: float, costs: Costs) -> list[dict[str, An
 
     A curriculum without the largest size gets one step there at a rate of nothing, to be scored on the same pixels.
     """
-    seconds -= sum(costs[size, batch][0] for size, batch, _ in stages)
+    seconds -= sum(costs[largest(size), batch][0] for size, batch, _ in stages)
     result: list[dict[str, Any]] = []
     for size, batch, share in stages:
-        steps = max(1, round(share * seconds / costs[size, batch][1]))
-        result.append({"patch_size": size, "local_batch_size": batch, "steps": steps})
-    if stages[-1][0] != LARGEST:
+        steps = max(1, round(share * seconds / costs[largest(size), batch][1]))
+        key = "sizes" if isinstance(size, dict) else "patch_size"
+        result.append({key: size, "local_batch_size": batch, "steps": steps})
+    if largest(stages[-1][0]) != LARGEST:
         result.append({"patch_size": LARGEST, "local_batch_size": 1, "steps": 1, "learning_rate_factor": 1e-9})
     return result
 
@@ -173,9 +184,9 @@ def in_turns(jobs: Sequence[Any]) -> None:
         list(pool.map(on_a_core, jobs))
 
 
-def measure_costs(manifest: Path) -> Costs:
+def measure_costs(manifest: Path, arms: set[str]) -> Costs:
     """Seconds of tracing and the like, and seconds per step, while the other core is as busy."""
-    kinds = sorted({(size, batch) for stages, _ in ARMS.values() for size, batch, _ in stages})
+    kinds = sorted({(largest(size), batch) for arm in arms for size, batch, _ in ARMS[arm][0]})
     runs = [(kind, RUNS / "costs" / f"{kind[0]}x{kind[1]}-{twin}") for kind in kinds for twin in "ab"]
     stages = {(s, b): [{"patch_size": s, "local_batch_size": b, "steps": 25}] for s, b in kinds}
     in_turns([lambda core, k=kind, out=out: train(manifest, out, stages[k], 1, core, []) for kind, out in runs])
@@ -198,6 +209,7 @@ def result_of(run: Run) -> dict[str, Any]:
     trained = stages if size == LARGEST else stages[:-1]
     scores = stages[-1]["final_network"][str(size)]
     return {
+        "commit": (run.folder / "done").read_text(),
         "miou": scores["miou"],
         "auc": scores["auc"],
         "seconds": sum(s["seconds"] for s in trained),
@@ -219,9 +231,9 @@ def loss_curve(run: Path, num_stages: int) -> list[tuple[float, float]]:
 
 
 def bench(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Train and score every run, two at a time."""
+    """Train and score every run, two at a time; the result of each, in this order."""
     manifests = {run.data: make_data(run.data) for run in runs}
-    costs = measure_costs(manifests[runs[0].data])
+    costs = measure_costs(manifests[runs[0].data], {run.arm for run in runs})
     print({s: [round(c, 3) for c in cost] for s, cost in costs.items()}, flush=True)
 
     def job(run: Run) -> Any:
@@ -235,10 +247,6 @@ def bench(runs: Sequence[Run]) -> list[dict[str, Any]]:
         return on_core
 
     in_turns([job(run) for run in runs])
-    return results_of(runs)
-
-
-def results_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return [{"data": run.data, "arm": run.arm, "seed": run.seed, **result_of(run)} for run in runs]
 
 
@@ -268,7 +276,10 @@ def verdict(rows: list[dict[str, Any]], data: str) -> str:
 
 
 def stages_text(arm: str) -> str:
-    return ", ".join(f"{size} x {batch}" for size, batch, _ in ARMS[arm][0])
+    def text(size: Size) -> str:
+        return " or ".join(map(str, sorted(size))) if isinstance(size, dict) else str(size)
+
+    return ", ".join(f"{text(size)} x {batch}" for size, batch, _ in ARMS[arm][0])
 
 
 def render(rows: list[dict[str, Any]], about: str) -> str:
@@ -319,34 +330,44 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
+def planned_runs() -> list[Run]:
+    """Everything that results/curriculum shows: three seeds of what the bars compare, one of what is there to see."""
+    thrice = [("large", "fixed 512"), ("large", "curriculum")]
+    thrice += [("small", arm) for arm in ("fixed 256", "fixed 512", "curriculum", "curriculum, scaling")]
+    once = [("small", arm) for arm in ("fixed 64", "fixed 128", "fixed 256, batch 1", "fixed 256, scaling")]
+    once += [("large", "fixed 256"), ("large", "fixed 512, batch 2")]
+    once += [("small", f"curriculum, {name}") for name in OPTIONS if name != "scaling"]
+    seeds = [(1, thrice + once), (2, thrice), (3, thrice)]
+    runs = [Run.planned(data, arm, seed) for seed, arms in seeds for data, arm in arms]
+    return sorted(runs, key=lambda run: (run.data, list(ARMS).index(run.arm), run.seed))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=DATA_SETS, help="only this data set, and write no results")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="with --data")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="with --data")
     parser.add_argument("--seconds", type=float, help="with --data (default: as for results/curriculum)")
-    parser.add_argument("--finished", action="store_true", help="train nothing: results of the runs that are finished")
+    parser.add_argument("--afresh", action="store_true", help="measure what results/curriculum shows as well")
     args = parser.parse_args()
     if args.data:
         runs = [Run.planned(args.data, arm, seed) for seed in args.seeds for arm in args.arms]
         bench([run._replace(seconds=args.seconds or run.seconds) for run in runs])
         return
-    arms = [("large", "fixed 512"), ("large", "curriculum")]
-    arms += [("small", arm) for arm in ("fixed 256", "fixed 512", "curriculum")]
-    once = [("small", arm) for arm in ("fixed 64", "fixed 128", "fixed 256, batch 1", "fixed 256, scaling")]
-    once += [("large", "fixed 256"), ("large", "fixed 512, batch 2"), *(("small", arm) for arm in OPTIONS)]
-    runs = [Run.planned(data, arm, seed) for seed in args.seeds for data, arm in arms]
-    runs += [Run.planned(data, arm, args.seeds[0]) for data, arm in once]
-    if args.finished:
-        runs = [r for r in runs if (r.folder / "done").exists()]
-    rows = results_of(runs) if args.finished else bench(runs)
-    commits = ", ".join(sorted({(r.folder / "done").read_text() for r in runs}))
+    runs = planned_runs()
+    kept = OUT / "curriculum.json"
+    known = json.loads(kept.read_text()) if kept.exists() and not args.afresh else []
+    known = {(row["data"], row["arm"], row["seed"]): row for row in known}
+    missing = [run for run in runs if (run.data, run.arm, run.seed) not in known]
+    known |= {(row["data"], row["arm"], row["seed"]): row for row in (bench(missing) if missing else [])}
+    rows = [known[run.data, run.arm, run.seed] for run in runs]
+    commits = ", ".join(sorted({row["commit"] for row in rows}))
     about = (
-        f"`python tools/bench_curriculum.py`, written on {time.strftime('%Y-%m-%d')}, runs of commit {commits}: "
+        f"`python tools/bench_curriculum.py`, written on {time.strftime('%Y-%m-%d')}, runs of commits {commits}: "
         f"{machine()}. MobileNetV2 from scratch, configs/demo.yaml, one core a run, two at a time."
     )
     OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "curriculum.json").write_text(json.dumps(rows, indent=1) + "\n")
+    kept.write_text(json.dumps(rows, indent=1) + "\n")
     (OUT / "README.md").write_text(render(rows, about))
     picture(rows, OUT / "curriculum.png")
     print(render(rows, about))
