@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 
 from trainer.config import load_config
-from trainer.curriculum import Position
+from trainer.curriculum import START
 from trainer.errors import CommError
 from trainer.runtime import start_comm
 from trainer.train.agreement import require_agreement
-from trainer.train.checkpoint import digest
+from trainer.train.checkpoint import Progress, digest
 from trainer.train.console import Console
 from trainer.train.data import stage_batches
+from trainer.train.not_finite import LossNotFinite, require_finite
 from trainer.train.session import configure_tensorflow, open_session
-from trainer.train.step import make_train_step
+from trainer.train.step import TrainStep
 
 config = load_config(Path(sys.argv[1]), sys.argv[2:])
 comm = start_comm(config.runtime.backend)
@@ -26,12 +27,12 @@ configure_tensorflow(config.model_copy(update={"seed": seed}), 1, comm.local_ran
 session = open_session(config, comm, Console(False), 1)
 assert len(set(comm.gather(digest(session.model, session.optimizer)))) == 1
 
-stage = session.plan(Position()).stages[0]
-step = make_train_step(session.model, session.optimizer, config.training, comm)(1)
+stage = session.plan(START).stages[0]
+step = TrainStep(session.model, session.optimizer, config.training, comm)
 before = digest(session.model)
 rows = []
 for number, (images, labels) in enumerate(stage_batches(session, stage)):
-    result = step(images, labels, number, comm.rank == 1 and number == 2)
+    result = step(images, labels, number, stop=comm.rank == 1 and number == 2)
     assert result.stop_requested == (number == 2), "one rank's wish to stop reaches all at the same step"
     assert len(set(comm.gather(result.loss))) == 1, "the loss is that of all ranks"
     assert len(set(comm.gather(digest(session.model, session.optimizer)))) == 1, "equal after every step"
@@ -52,5 +53,16 @@ except CommError as error:
     assert "rank 1 (" in str(error) and "weights" in str(error)
 else:
     raise AssertionError("one changed bit on one rank must be found on all")
+
+comm.broadcast_variables(session.model.variables)
+labels[:] = 99 if comm.rank == 1 else labels  # no such class: the loss is not a number there
+assert np.isnan(step(images, labels, stage.num_steps).loss), "all ranks know what one rank's loss is"
+assert len(set(comm.gather(digest(session.model)))) == 1
+try:
+    require_finite(session.model, stage, Progress(START, comm.world_size))
+except LossNotFinite:
+    pass
+else:
+    raise AssertionError("a network that is not finite must not be scored")
 print(f"rank {comm.rank} ok", flush=True)
 sys.stdout.flush()

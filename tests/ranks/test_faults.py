@@ -1,8 +1,7 @@
 """The faults of this idea's first code (FACTS.md), each a named test on real ranks.
 
-Where a test lies elsewhere: 4, validation centres that were trained on: tests/unit/test_patches_split.py. 6, AUC from
-classes in place of probabilities: tests/unit/test_evaluate.py. 10, noise in place of an unreadable patch:
-`test_a_slide_that_breaks_in_mid_training...` in test_training.py.
+Where a test lies elsewhere: 4, validation centres that were trained on: tests/unit/test_patches_split.py. 10, noise in
+place of an unreadable patch: `test_a_slide_that_breaks_in_mid_training...` in test_training.py.
 """
 
 from __future__ import annotations
@@ -16,15 +15,16 @@ from safetensors.numpy import load_file
 from tiny import write_config
 
 from trainer.patches.index import read_index
+from trainer.train.run_dir import read_events
 
 HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def answers(tiny_slides: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """What two real ranks say of each fault."""
-    config = write_config(tmp_path_factory.mktemp("faults"), tiny_slides)
-    return must_pass(mpirun(2, HERE / "faults_main.py", config)).splitlines()
+def answers(tiny_slides: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What two real ranks say of each fault, up to the first one that is there."""
+    done = mpirun(2, HERE / "faults_main.py", write_config(tmp_path_factory.mktemp("faults"), tiny_slides))
+    return done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
@@ -33,14 +33,15 @@ def answers(tiny_slides: Path, tmp_path_factory: pytest.TempPathFactory) -> list
         (1, "replicas were never equal"),
         (2, "every rank drew a split of its own"),
         (3, "patches of one slide were on both sides"),
+        (6, "AUC came from classes in place of probabilities"),
         (7, "batch norm ran in inference mode while training"),
-        (10, "gradients were applied twice, the rate did not follow the world size"),
+        (10, "gradients were applied twice"),
     ],
     ids=lambda x: str(x).replace(" ", "_"),
 )
-def test_fault_of_the_first_code_is_gone_on_both_ranks(answers: list[str], fault: int, what: str) -> None:
+def test_fault_of_the_first_code_is_gone_on_both_ranks(answers: str, fault: int, what: str) -> None:
     for rank in (0, 1):
-        assert any(line.startswith(f"rank {rank} fault {fault}:") for line in answers), what
+        assert f"rank {rank} fault {fault}:" in answers, f"{what}\n{answers[-3000:]}"
 
 
 def test_fault_5_every_rank_validates_its_share_and_the_sums_are_of_all(two_rank_run: Path) -> None:
@@ -58,6 +59,11 @@ def test_fault_8_a_larger_size_goes_on_from_the_weights_of_the_smaller(two_rank_
     assert counters == [4, 7], "one optimiser counts through all stages"
     kernel = next(n for n in first if n.endswith("classifier/kernel:0") and n.startswith("model/"))
     assert 0 < abs(last[kernel] - first[kernel]).max() < 0.1, "trained further, not drawn anew"
+
+
+def test_fault_10_the_rate_follows_the_world_size(two_rank_run: Path) -> None:
+    rates = [e["learning_rate"] for e in read_events(two_rank_run / "metrics.jsonl") if e["event"] == "step"]
+    assert rates == [2 * 0.001] * len(rates) and rates
 
 
 def test_fault_9_every_size_is_scored_on_the_same_pixels(two_rank_run: Path) -> None:

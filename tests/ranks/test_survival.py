@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -188,16 +188,60 @@ def test_a_loss_that_is_not_finite_goes_back_on_all_ranks_and_a_lower_rate_gets_
     assert rows[0] == ["rank", "epoch", "row", "slide", "x", "y", "size"]
     assert [(row[0], row[-1]) for row in rows[1:]] == [("0", "64"), ("0", "64"), ("1", "64"), ("1", "64")]
     assert steps_done(run) == 12
-    again = widefield("train", config, *wild, "training.rollbacks=0", "--overwrite")
+    again = widefield(
+        "train", config, *wild, "training.rollbacks=2", "training.rollback_rate_factor=1.0", "--overwrite"
+    )
     assert again.returncode == 2
+    assert again.stdout.count("back to step 0") == 2 and "after 2 rollback(s)" in again.stderr
     assert "TrainingError" in again.stderr and "learning_rate" in again.stderr and "Traceback" not in again.stderr
+
+
+@pytest.mark.long
+def test_one_rank_killed_ends_the_others_within_30_seconds(tiny_slides: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run" / "run"
+    process = start_mpirun(2, "-m", "trainer", "train", config_for(run.parent, tiny_slides, LARGE_STEPS))
+    wait_for(lambda: steps_done(run) >= 1, process)
+    os.kill(ranks_of(process)[1].pid, signal.SIGKILL)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert "signal 9" in output, "mpirun says which rank was killed"
+    assert not list(run.rglob(".*.part"))
+
+
+@pytest.mark.long
+def test_a_single_process_told_to_end_saves_and_asks_to_be_requeued(tiny_slides: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run" / "run"
+    command = [sys.executable, "-m", "trainer", "train", config_for(run.parent, tiny_slides, LARGE_STEPS)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(lambda: steps_done(run) >= 1, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output[-3000:]
+    saved = max((run / "checkpoints").glob("step-*"))
+    assert f"step-{steps_done(run):08d}" in saved.name
+
+
+@pytest.mark.long
+def test_ranks_that_come_to_differ_are_stopped_and_the_one_that_differs_is_named(
+    tiny_slides: Path, tmp_path: Path
+) -> None:
+    config = config_for(tmp_path / "run", tiny_slides, check_every_steps=2)
+    done = mpirun(2, Path(__file__).with_name("differing_main.py"), config, "weights")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "rank 1 (" in done.stderr and "differ in weights from rank 0 after step 4" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = mpirun(2, Path(__file__).with_name("differing_main.py"), config, "settings")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "differ in settings from rank 0 at the start" in done.stderr
 
 
 @pytest.mark.long
 def test_a_full_disk_costs_checkpoints_not_the_run(tiny_slides: Path, tmp_path: Path) -> None:
     config, run = config_for(tmp_path / "full", tiny_slides), tmp_path / "full" / "run"
-    run.mkdir()
-    shutil.copy(config, run / "config.yaml")  # as if it had been killed before its first checkpoint
+    process = start_mpirun(1, "-m", "trainer", "train", config)
+    wait_for((run / "config.yaml").exists, process)
+    process.kill()  # before its first checkpoint
+    process.wait()
     out = must_pass(widefield("train", "--resume", run, "curriculum.0.steps=1", "curriculum.1.steps=1"))
     assert "starting from the beginning" in out
 

@@ -11,6 +11,8 @@ import pytest
 from launch import mpirun, must_pass, widefield
 from tiny import write_config
 
+from trainer.train.runs import list_runs
+
 REPLICAS = Path(__file__).with_name("replicas_main.py")
 
 
@@ -50,7 +52,15 @@ def test_a_run_leaves_its_whole_record(two_rank_run: Path) -> None:
     assert [e["step"] for e in events if e["event"] == "stage"] == [4, 7]
     for name in ("report.md", "config.yaml", "index.parquet", "figures/curves.png", "figures/regions.png"):
         assert (two_rank_run / name).stat().st_size > 100, name
-    assert list((two_rank_run / "tensorboard").glob("events*"))
+    (board,) = (two_rank_run / "tensorboard").glob("events*")
+    shown = board.read_bytes()
+    for name in ("loss", "learning_rate", "megapixels_per_second", "data_wait_fraction", "compute_fraction"):
+        assert f"train/{name}".encode() in shown
+    for tag in ("train/allreduce_fraction", "train/peak_memory_gb", "evaluate_64px/common_miou", "predictions/region0"):
+        assert tag.encode() in shown
+    (listed,) = list_runs(two_rank_run)
+    assert (listed.state, listed.stage, listed.step, listed.world_size) == ("finished", 2, 7, 2)
+    assert listed.best_common_miou == max(s["common_miou"] for s in report["stages"])
     assert not list(two_rank_run.rglob(".*.part*")), "nothing half-written stays"
 
 

@@ -48,7 +48,7 @@ Parts = tuple[keras.Model, keras.optimizers.Optimizer, Averaged]
 
 
 def at_step(step: int, *stage_ends: int) -> Progress:
-    return Progress(Position(step, stage=len(stage_ends), stage_ends=stage_ends), 2)
+    return Progress(Position(step, stage_ends=stage_ends), 2)
 
 
 def new_parts(seed: int) -> Parts:
@@ -249,10 +249,11 @@ def test_progress_is_read_as_it_was_written(progress: Progress) -> None:
 
 
 def test_a_stage_begins_with_nothing_used_up_and_remembers_where_the_one_before_ended() -> None:
-    progress = Progress(Position(), 2, plateau_best=0.5, plateau_waited=2, rate_factor=0.25).at(7, {64: 56})
-    assert progress.position == Position(7, 0, 0, {64: 56})
-    later = progress.after_stage().at(9, {128: 4}).after_stage()
-    assert later.position == Position(9, 2, 9, {}, (7, 9))
+    progress = Progress(Position(), 2, plateau_best=0.5, plateau_waited=2, rate_factor=0.25).at(7, {64: 56}, 3.5)
+    assert progress.position == Position(7, {64: 56}) and progress.stage_seconds == 3.5
+    later = progress.after_stage().at(9, {128: 4}, 1.0).after_stage()
+    assert later.position == Position(9, {}, (7, 9)) and later.position.stage == 2
+    assert later.stage_seconds == 0
     assert (later.plateau_best, later.plateau_waited, later.rate_factor) == (None, 0, 0.25)
 
 

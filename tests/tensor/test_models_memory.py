@@ -11,12 +11,19 @@ from hypothesis import strategies as st
 from trainer.config.schema import ModelConfig
 from trainer.models import build_model
 from trainer.models.keras import keras, tf
-from trainer.models.memory import PeakMemory, flops_per_step, peak_memory, predicted_peak_bytes
+from trainer.models.memory import PeakMemory, flops_per_pass, peak_memory, predicted_peak_bytes
 from trainer.models.memory.cost import _traced, pass_cost
 from trainer.models.memory.liveness import peak_live_bytes
 
 SMALL = ModelConfig(backbone="resnet18", aspp_channels=16, decoder_channels=16)
-PLAIN = {"recompute": False, "optimizer_slots": 2, "ema": False, "accumulate": False, "world_size": 1}
+PLAIN = {
+    "recompute": False,
+    "optimizer_slots": 2,
+    "ema": False,
+    "accumulate": False,
+    "world_size": 1,
+    "checkpoints": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +75,14 @@ def test_weights_optimiser_and_copies_are_counted_to_the_byte(small: keras.Model
     assert nothing.optimizer == nothing.ema == nothing.accumulators == nothing.all_reduce == 0
     assert everything.total - nothing.total == 4 * trainable
     assert peak_memory(small, 64, 1, **{**PLAIN, "world_size": 2}).all_reduce > 0
+    saving = peak_memory(small, 64, 1, **{**PLAIN, "checkpoints": True})
+    assert saving.checkpoint == 4 * small.count_params() + 2 * trainable
 
 
 def test_memory_and_arithmetic_grow_with_patch_and_batch(small: keras.Model) -> None:
     for growing in ([(64, 1), (128, 1)], [(256, 1), (256, 2), (256, 4), (256, 5)]):
         peaks = [predicted_peak_bytes(small, patch, batch, **PLAIN) for patch, batch in growing]
-        flops = [flops_per_step(small, patch, batch) for patch, batch in growing]
+        flops = [flops_per_pass(small, patch, batch) for patch, batch in growing]
         assert peaks == sorted(set(peaks))
         assert flops == sorted(set(flops))
 
@@ -94,7 +103,7 @@ def test_flops_of_one_convolution_are_those_of_its_formula() -> None:
     image = keras.Input((None, None, 3))
     model = keras.Model(image, keras.layers.Conv2D(5, 3, padding="same")(image))
     forward = 2 * 32 * 32 * 3 * 3 * 3 * 5
-    assert flops_per_step(model, 32, 1) == 2 * forward  # forward and kernel; the image needs no gradient
+    assert flops_per_pass(model, 32, 1) == 2 * forward  # forward and kernel; the image needs no gradient
 
 
 @pytest.mark.long
@@ -113,4 +122,4 @@ def test_a_real_training_process_takes_what_was_predicted(patch_size: int, preci
 
 
 def test_the_parts_add_up() -> None:
-    assert PeakMemory(1, 2, 3, 4, 5, 6, 7, 8).total == 36
+    assert PeakMemory(1, 2, 3, 4, 5, 6, 7, 8, 9).total == 45

@@ -10,7 +10,7 @@ from trainer.runtime import SingleComm
 from trainer.train.checkpoint import digest
 from trainer.train.ema import Averaged
 from trainer.train.forecast import Speed, fit_speed
-from trainer.train.step import Step, allreduce_bytes, make_optimizer, make_train_step, moving_statistics, wire_bytes
+from trainer.train.step import TrainStep, allreduce_bytes, make_optimizer, moving_statistics, wire_bytes
 
 SMALL = ModelConfig(backbone="resnet18", aspp_channels=16, decoder_channels=16, dropout=0.0)
 
@@ -26,9 +26,10 @@ def small_model(config: ModelConfig = SMALL) -> keras.Model:
     return build_model(config, 2)
 
 
-def train_step(model: keras.Model, config: TrainingConfig, passes: int = 1, averaged: Averaged | None = None) -> Step:
-    optimizer = make_optimizer(config.optimizer, config.precision)
-    return make_train_step(model, optimizer, config, SingleComm(), averaged)(passes)
+def train_step(
+    model: keras.Model, config: TrainingConfig, averaged: Averaged | None = None, seed: int = 0
+) -> TrainStep:
+    return TrainStep(model, make_optimizer(config.optimizer, config.precision), config, SingleComm(), averaged, seed)
 
 
 def batch() -> tuple[np.ndarray, np.ndarray]:
@@ -64,19 +65,19 @@ def test_every_precision_learns(precision: str) -> None:
     model = small_model()
     config = TrainingConfig(precision=precision, optimizer=OptimizerConfig(learning_rate=3e-3))
     step = train_step(model, config)
-    losses = [step(*batch(), n, False).loss for n in range(12)]
+    losses = [step(*batch(), n).loss for n in range(12)]
     assert np.isfinite(losses).all()
     assert losses[-1] < 0.75 * losses[0]
     assert all(v.dtype == tf.float32 for v in model.trainable_variables)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_every_optimiser_learns(name: str) -> None:
+@pytest.mark.parametrize(("name", "decay"), [("adamw", 1e-4), ("sgd", 1e-4), ("adam", 1e-4), ("adamw", 0.0)])
+def test_every_optimiser_learns(name: str, decay: float) -> None:
     model = small_model()
-    config = TrainingConfig(optimizer=OptimizerConfig(name=name, learning_rate=5e-3, weight_decay=1e-4))
+    config = TrainingConfig(optimizer=OptimizerConfig(name=name, learning_rate=5e-3, weight_decay=decay))
     step = train_step(model, config)
-    losses = [step(*batch(), n, False).loss for n in range(10)]
+    losses = [step(*batch(), n).loss for n in range(10)]
     assert losses[-1] < losses[0]
 
 
@@ -89,7 +90,7 @@ def test_a_float16_overflow_skips_the_step_and_lowers_the_scale() -> None:
     optimizer.loss_scale  # noqa: B018 - builds its variable
     before = digest(model)
     optimizer._loss_scale._current_loss_scale.assign(3e38)
-    make_train_step(model, optimizer, config, SingleComm())(1)(*batch(), 0, False)
+    TrainStep(model, optimizer, config, SingleComm())(*batch(), 0)
     assert digest(model) == before
     assert float(optimizer.loss_scale) < 3e38
 
@@ -97,10 +98,10 @@ def test_a_float16_overflow_skips_the_step_and_lowers_the_scale() -> None:
 SGD = TrainingConfig(optimizer=OptimizerConfig(name="sgd", momentum=0.0, learning_rate=0.1))
 
 
-def change_of(model: keras.Model, config: TrainingConfig, images: np.ndarray, labels: np.ndarray, passes: int) -> tuple:
+def change_of(model: keras.Model, step: TrainStep, images: np.ndarray, labels: np.ndarray, passes: int) -> tuple:
     """(loss, what a step adds to all weights as one vector); the weights are put back."""
     before = [v.numpy() for v in model.trainable_variables]
-    loss = train_step(model, config, passes)(images, labels, 0, False).loss
+    loss = step(images, labels, 0, passes=passes).loss
     change = [(v.numpy() - old).ravel() for v, old in zip(model.trainable_variables, before, strict=True)]
     for variable, old in zip(model.trainable_variables, before, strict=True):
         variable.assign(old)
@@ -111,18 +112,29 @@ def test_accumulating_k_passes_equals_one_pass_with_a_k_fold_batch() -> None:
     model = small_model()
     images, labels = (np.concatenate([x, x[::-1, ::-1]]) for x in batch())
     labels[0, :40] = 255  # patches with few labelled pixels count as they do in one batch
-    once, whole = change_of(model, SGD, images, labels, 1)
-    for passes in [4]:
-        loss, change = change_of(model, SGD, images, labels, passes)
-        assert loss == pytest.approx(once, rel=1e-5)
-        assert np.linalg.norm(change - whole) < 1e-5 * np.linalg.norm(whole)
+    step = train_step(model, SGD)
+    once, whole = change_of(model, step, images, labels, 1)
+    loss, change = change_of(model, step, images, labels, 4)
+    assert loss == pytest.approx(once, rel=1e-5)
+    assert np.linalg.norm(change - whole) < 1e-5 * np.linalg.norm(whole)
+
+
+def test_a_step_knows_nothing_of_the_gradients_that_the_one_before_has_added_up() -> None:
+    model = small_model()
+    step, (images, labels) = train_step(model, SGD), batch()
+    _, first = change_of(model, step, images, labels, 2)
+    change_of(model, step, 255 - images, labels, 2)
+    _, again = change_of(model, step, images, labels, 2)
+    assert np.linalg.norm(again - first) < 1e-5 * np.linalg.norm(first)
 
 
 def test_noise_is_a_function_of_the_step_so_that_a_resumed_run_repeats_it() -> None:
     config = SGD.model_copy(update={"optimizer": OptimizerConfig(name="sgd", momentum=0.0, learning_rate=1e-12)})
     step = train_step(small_model(SMALL.model_copy(update={"dropout": 0.5})), config)
-    losses = [step(*batch(), n, False).loss for n in (0, 1, 0)]
+    losses = [step(*batch(), n).loss for n in (0, 1, 0)]
     assert losses[0] == losses[2] != losses[1]
+    of_another_seed = train_step(small_model(SMALL.model_copy(update={"dropout": 0.5})), config, seed=1)
+    assert of_another_seed(*batch(), 0).loss != losses[0]
 
 
 def test_averaged_weights_follow_the_trained_ones_at_a_distance() -> None:
@@ -130,7 +142,7 @@ def test_averaged_weights_follow_the_trained_ones_at_a_distance() -> None:
     start, averaged = digest(model), Averaged(model, 0.9)
     step = train_step(model, SGD, averaged=averaged)
     for n in range(3):
-        step(*batch(), n, False)
+        step(*batch(), n)
     trained = digest(model)
     with averaged.swapped():
         assert digest(model) not in (start, trained)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.config.schema import OptimizerConfig, PlateauConfig, StageConfig
-from trainer.curriculum import Batch, Plan, Position, make_plan, plan_batches
+from trainer.curriculum import START, Batch, Plan, Position, make_plan, plan_batches
 from trainer.curriculum.batches import scoring_batches
 from trainer.curriculum.plan import size_sequence
 from trainer.errors import ConfigError
@@ -19,9 +19,7 @@ STAGES = (
 )
 
 
-def plan_of(
-    stages: tuple[StageConfig, ...], lengths: dict[int, int], world_size: int, done: Position | None = None
-) -> Plan:
+def plan_of(stages: tuple[StageConfig, ...], lengths: dict[int, int], world_size: int, done: Position = START) -> Plan:
     return make_plan(stages, plan_batches(stages, lambda size, batch, passes: True), lengths, world_size, done)
 
 
@@ -101,7 +99,7 @@ def test_a_plan_goes_on_where_a_run_stopped_on_any_number_of_ranks(
     step = min(stop_after, plan.total_steps)
     now = next((s for s in plan.stages if step < s.end_step), plan.stages[-1])
     ends = tuple(s.end_step for s in plan.stages[: now.number])
-    done = Position(step, now.number, now.first_step, now.samples_at(step), ends)
+    done = Position(step, now.samples_at(step), ends)
     resumed = plan_of(stages, lengths, second, done)
     stage = resumed.stages[now.number]
     assert (stage.start_step, stage.samples_at(step)) == (step, done.samples), "the streams go on where they were"
@@ -114,6 +112,21 @@ def test_a_plan_goes_on_where_a_run_stopped_on_any_number_of_ranks(
         rest = range(step, plan.total_steps)
         sizes_of = [[next(s.size_at(x) for s in p.stages if x < s.end_step) for x in rest] for p in (plan, resumed)]
         assert sizes_of[0] == sizes_of[1] and plan.total_steps == resumed.total_steps
+
+
+@given(
+    size=st.integers(32, 700), largest=st.integers(700, 2048), fitting=st.integers(1, 40), accumulate=st.integers(1, 3)
+)
+def test_auto_learns_from_the_same_patches_whatever_the_memory(
+    size: int, largest: int, fitting: int, accumulate: int
+) -> None:
+    stages = (
+        StageConfig(patch_size=size, local_batch_size="auto", accumulate=accumulate, steps=1),
+        StageConfig(patch_size=largest, local_batch_size=1, steps=1),
+    )
+    roomy = plan_batches(stages, lambda size, batch, passes: True)[0][size]
+    tight = plan_batches(stages, lambda size, batch, passes: batch <= fitting)[0][size]
+    assert tight.patches == roomy.patches and tight.local_batch_size <= fitting
 
 
 def test_auto_keeps_the_pixels_of_the_largest_patch_and_splits_what_memory_does_not_hold() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2] / "trainer"
 LAYERS = [
-    {"errors", "locking", "quiet"},
+    {"errors", "files", "locking", "quiet"},
     {"config"},
     {"slides", "runtime"},
     {"patches"},

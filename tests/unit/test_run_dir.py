@@ -14,7 +14,7 @@ import pytest
 
 from trainer.errors import RunError
 from trainer.train.clock import StageClock, peak_memory_bytes, reset_peak_memory, shares_of
-from trainer.train.run_dir import Lines, MetricsFile, claim_run, read_events
+from trainer.train.run_dir import MARK, Lines, MetricsFile, claim_run, read_events
 from trainer.train.runs import is_held
 
 
@@ -77,6 +77,18 @@ def test_a_finished_run_is_not_overwritten_unless_asked_and_other_files_stay(tmp
     os.close(claim_run(run, resume=False, overwrite=True))
     assert not (run / "report.json").exists()
     assert (run / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_that_wrote_its_settings_and_never_began_may_be_started_or_resumed(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    os.close(claim_run(run, resume=False, overwrite=False))
+    (run / "config.yaml").write_text(f"{MARK}; trained on 2 rank(s)\nname: x\n")
+    os.close(claim_run(run, resume=True, overwrite=False))
+    os.close(claim_run(run, resume=False, overwrite=False))
+    MetricsFile(run / "metrics.jsonl", 0).close()
+    (run / "config.yaml").write_text(f"{MARK}; trained on 2 rank(s)\nname: x\n")
+    with pytest.raises(RunError, match="holds a run already"):
+        claim_run(run, resume=False, overwrite=False)
 
 
 def test_resuming_nothing_and_a_directory_that_cannot_be_made_are_clear_errors(tmp_path: Path) -> None:

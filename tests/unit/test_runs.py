@@ -75,19 +75,13 @@ def test_a_run_is_running_while_its_directory_is_claimed_and_looking_leaves_it_c
     os.close(claim_run(path, resume=True, overwrite=False))
 
 
-def test_a_run_with_all_stages_scored_is_finished_and_one_without_scores_has_none(tmp_path: Path) -> None:
-    make_run(tmp_path / "run", start(), stage(0, 20, None), stage(1, 60, None))
-    (run,) = list_runs(tmp_path)
-    assert (run.state, run.stage, run.best_common_miou) == ("finished", 2, None)
-
-
-def test_a_run_without_a_start_event_is_read_from_its_configuration(tmp_path: Path) -> None:
-    path = make_run(tmp_path / "run", step(5, 1, 1.0))
-    text = (path / "config.yaml").read_text()
-    (path / "config.yaml").write_text(f"# resolved by widefield; trained on 2 rank(s)\n{text}")
-    (run,) = list_runs(tmp_path)
-    assert (run.stage, run.num_stages, run.patch_sizes, run.total_steps) == (2, 2, (160,), 7)
-    assert (run.step, run.world_size) == (5, 2)
+def test_a_run_is_finished_once_its_last_weights_are_saved_and_one_without_scores_has_none(tmp_path: Path) -> None:
+    scored = (start(), stage(0, 20, None), stage(1, 60, None))
+    make_run(tmp_path / "unsaved", *scored, age_s=60)
+    make_run(tmp_path / "saved", *scored, ("end", {"step": 60}))
+    saved, unsaved = list_runs(tmp_path)
+    assert (saved.state, saved.stage, saved.best_common_miou) == ("finished", 2, None)
+    assert unsaved.state == "stopped"
 
 
 def test_runs_are_found_at_any_depth_the_latest_first_and_nothing_within_a_run(tmp_path: Path) -> None:
@@ -101,24 +95,22 @@ def test_runs_are_found_at_any_depth_the_latest_first_and_nothing_within_a_run(t
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    "content",
     [
-        ("config.yaml", b"curriculum: [unfinished"),
-        ("config.yaml", b"\xff\xfe\x00"),
-        ("metrics.jsonl", b'{"step": 3}\n'),
-        ("metrics.jsonl", b"[1, 2]\n"),
-        ("metrics.jsonl", b"\xff\xfe\x00"),
-        ("metrics.jsonl", b'{"event": "step", "step": 3, "stage": 9}\n'),
+        b'{"step": 3}\n',
+        b"[1, 2]\n",
+        b"\xff\xfe\x00",
+        b'{"event": "step", "step": 3, "stage": 9}\n',
     ],
 )
 def test_a_damaged_run_is_listed_as_such_beside_the_others(
-    tmp_path: Path, name: str, content: bytes, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_run(tmp_path / "good", start())
-    (make_run(tmp_path / "bad") / name).write_bytes(content)
+    (make_run(tmp_path / "bad") / "metrics.jsonl").write_bytes(content)
     by_name = {run.name: run for run in list_runs(tmp_path)}
     assert by_name["good"].state == "stopped"
-    assert by_name["bad"].state == "damaged" and name in by_name["bad"].problem
+    assert by_name["bad"].state == "damaged" and "metrics.jsonl" in by_name["bad"].problem
     assert "damaged" in printed(capsys, str(tmp_path))
 
 
@@ -136,7 +128,7 @@ def test_the_list_is_aligned_text_where_there_is_no_terminal_and_json_on_request
     make_run(tmp_path / "a_longer_name", age_s=60)
     heading, first, second = printed(capsys, str(tmp_path)).splitlines()
     assert first.split()[:8] == ["first", "stopped", "2/2", "128+512", "31/60", "-", "3.46", "4"]
-    assert second.split()[:5] == ["a_longer_name", "stopped", "1/2", "64", "-/7"]
+    assert second.split()[:5] == ["a_longer_name", "stopped", "-/-", "-", "-/-"]
     assert heading.index("state") == first.index("stopped") == second.index("stopped")
     listed = json.loads(printed(capsys, str(tmp_path), "--json"))
     assert [run["name"] for run in listed] == ["first", "a_longer_name"]

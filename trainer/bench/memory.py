@@ -72,6 +72,7 @@ def modelled_bytes(model: keras.Model, setting: Setting) -> int:
         ema=False,
         accumulate=False,
         world_size=1,
+        checkpoints=False,
     )
 
 

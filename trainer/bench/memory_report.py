@@ -15,6 +15,7 @@ from trainer import __version__
 from trainer.bench.machine import machine
 from trainer.bench.points import PRECISIONS, RECOMPUTE, Point, as_json
 from trainer.errors import DataError
+from trainer.files import replace_content
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -41,9 +42,7 @@ def write_report(points: Sequence[Point], folder: Path, command: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            part = folder / f".{name}.part"
-            part.write_bytes(content)
-            part.replace(folder / name)
+            replace_content(folder / name, content)
     except OSError as error:
         raise DataError(
             f"cannot be written: {error}", where=str(folder), fix="choose another folder with -o"

@@ -23,7 +23,7 @@ from trainer.models.keras import keras, tf
 from trainer.runtime import SingleComm
 from trainer.runtime.start import my_threads
 from trainer.train.clock import peak_memory_bytes
-from trainer.train.step import make_optimizer, make_train_step
+from trainer.train.step import TrainStep, make_optimizer
 
 NUM_CLASSES = 2
 
@@ -40,14 +40,14 @@ def main(patch_size: int, batch: int, precision: str, recompute: str, backbone: 
     model = build_model(ModelConfig(backbone=backbone), NUM_CLASSES)
     optimizer = make_optimizer(training.optimizer, precision)
     optimizer.build(model.trainable_variables)
-    step = make_train_step(model, optimizer, training, SingleComm())(1)
+    step = TrainStep(model, optimizer, training, SingleComm())
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch, patch_size, patch_size, 3), np.uint8)
     labels = rng.integers(0, NUM_CLASSES, (batch, patch_size, patch_size), np.uint8)
     seconds = []
     for number in range(1 + num_steps):
         start = time.perf_counter()
-        step(images, labels, number, False)
+        step(images, labels, number)
         seconds.append(time.perf_counter() - start)
     print(
         json.dumps(

@@ -43,7 +43,6 @@ def run(args: argparse.Namespace) -> None:
         config,
         args.run_dir,
         comm,
-        threads,
         checkpoint=args.checkpoint,
         patch_size=args.patch_size,
         trained_weights=args.trained_weights,

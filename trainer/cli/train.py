@@ -17,7 +17,7 @@ DETAILS = f"""\
   widefield train --resume runs/demo                                       go on after a stop, on any number of ranks
   widefield train configs/camelyon16.yaml --plan --world-size 64           steps, batches, memory and time; no training
 
-SIGTERM and SIGUSR1 (sbatch --signal=USR1@120) make a run save its state after the step it is in and end with exit
+SIGTERM and SIGUSR1 (sbatch --signal=USR1@120) make a run save its state after the next step and end with exit
 status 75: start it again with --resume. (Under mpirun send USR1: on TERM it gives its ranks half a second.)
 
 {OVERRIDES_HELP}"""
@@ -39,6 +39,7 @@ def _count(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
+    _refuse_what_does_not_go_together(args)
     config = _config(args)
     if args.plan:
         _print_plan(config, args.world_size or 1, args.ranks_per_node or 1)
@@ -54,12 +55,26 @@ def run(args: argparse.Namespace) -> None:
     train(config, comm, threads, resume=args.resume is not None, overwrite=args.overwrite)
 
 
+def _refuse_what_does_not_go_together(args: argparse.Namespace) -> None:
+    mistakes = {
+        "--overwrite with --resume": (args.overwrite and args.resume, "--resume goes on with a run, or --overwrite"),
+        "--plan with --resume": (args.plan and args.resume, f"--plan {args.resume}/config.yaml plans all of it"),
+        "--world-size and --ranks-per-node without --plan": (
+            (args.world_size or args.ranks_per_node) and not args.plan,
+            "mpirun -np N starts N ranks",
+        ),
+    }
+    for what, (is_so, fix) in mistakes.items():
+        if is_so:
+            raise ConfigError(f"{what} means nothing", where="command line", fix=fix)
+
+
 def _print_plan(config: Config, world_size: int, ranks_per_node: int) -> None:
     from trainer.runtime.start import my_threads
     from trainer.train.forecast import print_forecast
     from trainer.train.session import configure_tensorflow
 
-    threads = my_threads()
+    threads = config.runtime.intra_op_threads or my_threads()
     configure_tensorflow(config, threads, 0)
     print_forecast(config, world_size, ranks_per_node, threads)
 

@@ -324,7 +324,7 @@ class StageConfig(Section):
     epochs: float | None = Field(None, gt=0.0)
     """Times that all training patches (of the largest size) are seen."""
     images: Positive | None = None
-    """Patches over all ranks."""
+    """Patches (of the largest size) over all ranks."""
     steps: Positive | None = None
     """Optimiser steps."""
     plateau: PlateauConfig | None = None

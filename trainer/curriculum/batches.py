@@ -33,8 +33,8 @@ def _batch(stage: StageConfig, number: int, size: int, pixels: int, fits: Fits) 
     wanted = wanted_batch(stage.local_batch_size, size, stage.largest_size, pixels)
     if stage.local_batch_size != "auto":
         return Batch(wanted, stage.accumulate)
-    for passes in range(1, wanted + 1):
-        local = -(-wanted // passes)
+    for passes in (n for n in range(1, wanted + 1) if wanted % n == 0):  # the step keeps its patches
+        local = wanted // passes
         if fits(size, local, stage.accumulate * passes):
             return Batch(local, stage.accumulate * passes)
     raise ConfigError(

@@ -32,12 +32,19 @@ class Position:
 
     step: int = 0
     """Optimiser steps done."""
-    stage: int = 0
-    stage_first_step: int = 0
     samples: Mapping[int, int] = field(default_factory=dict)
     """Patch size -> positions of its stream that all ranks together have used up in this stage."""
     stage_ends: tuple[int, ...] = ()
     """Step at which each finished stage ended."""
+
+    @property
+    def stage(self) -> int:
+        """Number of the stage it is in."""
+        return len(self.stage_ends)
+
+
+START = Position()
+"""Where a run begins."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,7 @@ def make_plan(
     batches: Sequence[Mapping[int, Batch]],
     patches_per_epoch: Mapping[int, int],
     world_size: int,
-    done: Position | None = None,
+    done: Position = START,
 ) -> Plan:
     """Turn every stage's duration into steps.
 
@@ -139,7 +146,6 @@ def make_plan(
       patches_per_epoch: for each patch size, patches that one epoch shows over all ranks.
       done: how far the run has come, on whatever number of ranks; the rest is planned for `world_size`.
     """
-    done = done or Position()
     planned: list[Stage] = []
     for number, (stage, stage_batches) in enumerate(zip(stages, batches, strict=True)):
         first = planned[-1].end_step if planned else 0

@@ -84,7 +84,8 @@ def draw_regions(path: Path, folder: Path, stages: Sequence[dict[str, Any]], cla
         maps = [folder / f"{prefix}truth.png", *(folder / f"{prefix}stage{i}.png" for i in range(len(stages)))]
         row[0].imshow(np.asarray(Image.open(image)))
         for axis, file in zip(row[1:], maps, strict=True):
-            axis.imshow(colour_classes(np.asarray(Image.open(file))))
+            if file.exists():  # a disk was full, or there were fewer regions, when this stage was scored
+                axis.imshow(colour_classes(np.asarray(Image.open(file))))
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=10)
     for axis in axes.flat:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.evaluate.figures import draw_curves, draw_regions, draw_scores
+from trainer.files import replace_content
 
 Column = tuple[str, Callable[[dict[str, Any]], str]]
 
@@ -19,20 +20,14 @@ def write_report(run: Path, report: dict[str, Any], events: Sequence[dict[str, A
       report: see DESIGN.md, "Run directory".
       events: the lines of metrics.jsonl.
     """
+    replace_content(run / "report.json", json.dumps(report, indent=1) + "\n")
     figures = run / "figures"
     figures.mkdir(exist_ok=True)
     stages = report["stages"]
     draw_curves(figures / "curves.png", [e for e in events if e["event"] == "step"], stages)
     draw_scores(figures / "scores.png", stages, report["final_network"])
     has_regions = draw_regions(figures / "regions.png", figures / "regions", stages, report["classes"])
-    _replace(run / "report.json", json.dumps(report, indent=1) + "\n")
-    _replace(run / "report.md", render(report, has_regions))
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.rename(path)
+    replace_content(run / "report.md", render(report, has_regions))
 
 
 def _fixed(key: str, digits: int) -> Callable[[dict[str, Any]], str]:
@@ -84,6 +79,15 @@ SCORES: tuple[Column, ...] = (
 """The columns that `widefield evaluate` prints."""
 
 
+def _sittings(stages: Sequence[dict[str, Any]]) -> list[str]:
+    resumed = [s for s in stages if s["measured_from_step"] > s["first_step"]]
+    return [
+        f"\nThe stage at {s['patch_size']} px was resumed: its speed and memory are those after step "
+        f"{s['measured_from_step']}; seconds and steps are of the whole stage."
+        for s in resumed
+    ]
+
+
 def table(columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> str:
     """A Markdown table with right-aligned numbers."""
     lines = [
@@ -133,6 +137,7 @@ def render(report: dict[str, Any], has_regions: bool) -> str:
         table(_COST, stages),
         "",
         "Speed leaves out the first two steps of a stage, in which TensorFlow traces the network.",
+        *_sittings(stages),
         "",
         "![loss and learning rate](figures/curves.png)",
         "",

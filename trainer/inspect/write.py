@@ -7,6 +7,7 @@ from pathlib import Path
 
 from trainer.config.schema import Config
 from trainer.errors import AnnotationError, DataError, SlideError
+from trainer.files import replace_content
 from trainer.inspect.choose import find_slide, spread_over_splits
 from trainer.inspect.collect import collect, open_direct_store
 from trainer.inspect.markup import Html
@@ -61,11 +62,9 @@ def _section(number: int, index: PatchIndex, config: Config, index_path: Path, s
 
 def _write(html: Html, out: Path) -> None:
     """File names that are no UTF-8 show question marks; a reader never sees half a page."""
-    temporary = out.with_name(f".{out.name}.part")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(html.encode("utf-8", "replace"))
-        temporary.replace(out)
+        replace_content(out, html.encode("utf-8", "replace"))
     except OSError as error:
         raise DataError(
             f"cannot be written: {error}", where=str(out), fix="choose another place with -o FILE"

@@ -1,8 +1,9 @@
 """The network's random layers: dropout of pixels' features, of channels, and of residual branches.
 
-A mask is a function of the network's seed and the layer's own number, so a block that is computed a second time draws
-the same mask, and a run that goes on from a checkpoint draws the masks that it would have drawn. Whoever trains assigns
-the seed before each forward pass. Nothing here is random while predicting.
+A mask is a function of the network's noise seed and the layer's own number, so a block that is computed a second time
+draws the same mask. Whoever trains assigns the noise seed before each forward pass, from the run's seed, the rank and
+the step, so a run that goes on from a checkpoint draws the masks that it would have drawn. Nothing here is random while
+predicting.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ Unit = Literal["value", "channel", "patch"]
 
 
 class NoiseSource:
-    """One network's seed and the numbers of its random layers. Keras does not track it: no checkpoint holds it."""
+    """One network's noise seed and the numbers of its random layers. Keras tracks neither: no checkpoint holds it."""
 
     def __init__(self) -> None:
         self.seed = tf.Variable([0, 0], trainable=False, dtype=tf.int32, name="noise_seed")

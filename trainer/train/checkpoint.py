@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -22,12 +21,13 @@ from safetensors import SafetensorError, safe_open
 
 from trainer.curriculum import Position
 from trainer.errors import CheckpointError
+from trainer.files import replace_file
 
 if TYPE_CHECKING:
     from trainer.models.keras import keras, tf
     from trainer.train.ema import Averaged
 
-FORMAT = "widefield-checkpoint-2"
+FORMAT = "widefield-checkpoint-3"
 
 
 @dataclass(frozen=True)
@@ -44,19 +44,23 @@ class Progress:
     """Scorings since the stage's best one."""
     scored_step: int | None = None
     """Step of the stage's last scoring."""
+    stage_seconds: float = 0.0
+    """That the stage's steps have taken so far, in all sittings."""
     rate_factor: float = 1.0
     """Product of all rollbacks' factors."""
     rollbacks: int = 0
 
-    def at(self, step: int, samples: Mapping[int, int]) -> Progress:
+    def at(self, step: int, samples: Mapping[int, int], stage_seconds: float) -> Progress:
         """After `step` steps, with these positions of the stage's streams used up."""
-        return replace(self, position=replace(self.position, step=step, samples=samples))
+        return replace(self, position=replace(self.position, step=step, samples=samples), stage_seconds=stage_seconds)
 
     def after_stage(self) -> Progress:
         """At the beginning of the next stage."""
         step, ends = self.position.step, self.position.stage_ends
-        position = Position(step, self.position.stage + 1, stage_first_step=step, stage_ends=(*ends, step))
-        return replace(self, position=position, plateau_best=None, plateau_waited=0, scored_step=None)
+        position = Position(step, stage_ends=(*ends, step))
+        return replace(
+            self, position=position, plateau_best=None, plateau_waited=0, scored_step=None, stage_seconds=0.0
+        )
 
 
 def named_variables(
@@ -133,30 +137,6 @@ def _write_safetensors(file: BinaryIO, arrays: dict[str, np.ndarray], metadata: 
         file.write(np.ascontiguousarray(arrays[name]).data)
 
 
-def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Put a file in the place of another, whole or not at all, also when the process is killed or the power fails."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    with suppress(OSError):  # some network file systems refuse it for folders; the file itself is there
-        _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def load_checkpoint(
     path: Path,
     model: keras.Model,
@@ -211,7 +191,7 @@ def _opened(path: Path) -> Iterator[_Stored]:
             yield _Stored(path, file)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"cannot be read: {error}", where=str(path), fix="use an older checkpoint of the run"
+            f"cannot be read: {error}", where=str(path), fix="delete it: the run then goes on from the one before"
         ) from None
 
 
@@ -234,7 +214,7 @@ class _Stored:
             raise CheckpointError(
                 f"is damaged: its header does not say how far the run was ({error})",
                 where=str(path),
-                fix="use an older checkpoint of the run",
+                fix="delete it: the run then goes on from the one before",
             ) from None
         self.names = frozenset(file.keys())
 
@@ -244,7 +224,7 @@ class _Stored:
             raise CheckpointError(
                 f"is damaged: {name} is not what was written",
                 where=str(self._path),
-                fix="use an older checkpoint of the run",
+                fix="delete it: the run then goes on from the one before",
             )
         return array
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from trainer.errors import CheckpointError, RunError
-from trainer.train.checkpoint import Progress, check_checkpoint, replace_file, write_checkpoint
+from trainer.files import replace_content
+from trainer.train.checkpoint import Progress, check_checkpoint, write_checkpoint
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
@@ -135,7 +136,7 @@ class CheckpointWriter:
         best = Best(step, metric, score)
         text = json.dumps(asdict(best)) + "\n"
         try:
-            replace_file(_best_path(self._run), lambda file: file.write(text.encode()))
+            replace_content(_best_path(self._run), text)
             self._best = best
         except OSError as error:
             self._warnings.append(f"step {step} is the best so far but cannot be marked: {error}")

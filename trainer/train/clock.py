@@ -22,8 +22,9 @@ state for a checkpoint. What is left of a step, and what is done between steps, 
 class StageClock:
     """Seconds of one stage's steps by phase, on this rank."""
 
-    def __init__(self) -> None:
-        self.started = time.perf_counter()
+    def __init__(self, elapsed_s: float = 0.0) -> None:
+        """`elapsed_s`: seconds that the stage has taken before this process went on with it."""
+        self._started = time.perf_counter() - elapsed_s
         self._seen: Counter[int] = Counter()
         self._now = dict.fromkeys(PHASES, 0.0)
         self._warm_up = _Sums()
@@ -66,7 +67,7 @@ class StageClock:
 
     @property
     def elapsed_s(self) -> float:
-        return time.perf_counter() - self.started
+        return time.perf_counter() - self._started
 
 
 class _Sums:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console as RichConsole
@@ -46,7 +47,8 @@ class Console:
         if self._bar and self._bar.live.is_started:
             self._bar.console.print(stamped, markup=False, highlight=False)
         else:
-            print(stamped, flush=True)
+            with suppress(OSError):  # the reader of a pipe has gone, or a full disk takes no more: run.log has it
+                print(stamped, flush=True)
 
     def start_bar(self, description: str, done: int, total: int) -> None:
         if self._bar:

@@ -7,21 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import Config
+from trainer.curriculum.batches import scoring_batches
 from trainer.errors import ConfigError
 from trainer.evaluate.report import SCORES, table
+from trainer.evaluate.score import Evaluator, make_predict
+from trainer.files import replace_content
 from trainer.runtime import Comm, on_root
+from trainer.stores import open_store
 from trainer.train.checkpoint import load_checkpoint, load_scored_weights
 from trainer.train.checkpoints import checkpoint_path, latest_checkpoint
 from trainer.train.console import Console
-from trainer.train.run_dir import read_events, write_atomically
-from trainer.train.session import Session, open_session
+from trainer.train.run_dir import read_events
+from trainer.train.session import build_network, prepare_data
 
 
 def evaluate_run(
     config: Config,
     run: Path,
     comm: Comm,
-    threads: int,
     *,
     checkpoint: Path | None = None,
     patch_size: int | None = None,
@@ -37,28 +40,31 @@ def evaluate_run(
       ConfigError: a size that the run's index does not hold.
     """
     console = Console(comm.rank == 0)
-    stores = config.stores.model_copy(update={"stage_to": None})  # only training reads patches more than once
-    training = config.training.model_copy(update={"ema_decay": 0.0})  # the scored weights take the network's place
-    config = config.model_copy(update={"output": run, "stores": stores, "training": training})
-    session = open_session(config, comm, console, threads, read_weights=False)
-    pairs = on_root(comm, lambda: _choose(session, run, checkpoint, patch_size))
-    load = load_checkpoint if trained_weights else load_scored_weights
+    config = config.model_copy(update={"output": run})
+    index = prepare_data(config, comm, console)
+    model = build_network(config, comm, read_weights=False)
+    predict = make_predict(model)
+    store = open_store(index, config, checks=False)
+    evaluator = Evaluator(config, index, store, comm, scoring_batches(config.curriculum))
+    pairs = on_root(comm, lambda: _choose(config, run, checkpoint, patch_size))
+    averaged = config.training.ema_decay > 0 and not trained_weights
+    load = load_scored_weights if averaged else load_checkpoint
     rows = []
     for path, size in pairs:
-        progress = load(path, session.model)
+        progress = load(path, model)
         console.line(f"scoring {path.name} at {size} px")
-        per_size = session.evaluator.score_size(session.predict, size)
-        common = session.evaluator.score_footprint(session.predict, size)
+        per_size = evaluator.score_size(predict, size)
+        common = evaluator.score_footprint(predict, size)
         row = {"checkpoint": path.name, "step": progress.position.step, "patch_size": size}
-        row["trained_weights"] = trained_weights
+        row["weights"] = "averaged" if averaged else "trained"
         rows.append(row | {f"val_{k}": v for k, v in per_size.items()} | {f"common_{k}": v for k, v in common.items()})
     on_root(comm, lambda: _write(run, rows))
     return rows
 
 
-def _choose(session: Session, run: Path, checkpoint: Path | None, patch_size: int | None) -> list[tuple[Path, int]]:
+def _choose(config: Config, run: Path, checkpoint: Path | None, patch_size: int | None) -> list[tuple[Path, int]]:
     """(checkpoint, patch size) pairs: the end of every stage that is there, or the one that was asked for."""
-    sizes = session.config.patch_sizes
+    sizes = config.patch_sizes
     if patch_size is not None and patch_size not in sizes:
         raise ConfigError(f"the run has no patches of {patch_size} px", where="--patch-size", fix=f"one of {sizes}")
     if checkpoint is None and patch_size is None:
@@ -71,6 +77,6 @@ def _choose(session: Session, run: Path, checkpoint: Path | None, patch_size: in
 
 
 def _write(run: Path, rows: list[dict[str, Any]]) -> None:
-    write_atomically(run / "evaluation.json", json.dumps(rows, indent=1) + "\n")
+    replace_content(run / "evaluation.json", json.dumps(rows, indent=1) + "\n")
     print(table(SCORES, rows))
     print(f"\nevaluation: {run / 'evaluation.json'}")

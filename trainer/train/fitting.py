@@ -29,26 +29,32 @@ def memory_model(model: keras.Model, config: Config, world_size: int) -> Callabl
             ema=config.training.ema_decay > 0,
             accumulate=passes > 1,
             world_size=world_size,
+            checkpoints=True,
         )
 
     return predict
 
 
-def fits_in_memory(model: keras.Model, config: Config, world_size: int, local_size: int) -> Fits:
-    """Whether a batch fits into the memory of a rank that shares its node with `local_size` of them.
+def memory_limit(config: Config, local_size: int) -> float:
+    """Bytes that a rank may take which shares its node with `local_size` of them.
 
     Where `runtime.memory_gb` says nothing, a share stays free for what the model is wrong by and for others.
+    """
+    configured = config.runtime.memory_gb
+    return rank_memory_bytes(configured, local_size) * (1.0 if configured else 1 - _RESERVE)
+
+
+def fits_in_memory(model: keras.Model, config: Config, world_size: int, limit: float) -> Fits:
+    """Whether a batch fits into so many bytes of a rank.
 
     Raises:
       ConfigError: when asked on a GPU, whose memory only `runtime.memory_gb` knows.
     """
-    configured = config.runtime.memory_gb
-    limit = rank_memory_bytes(configured, local_size) * (1.0 if configured else 1 - _RESERVE)
     predict = memory_model(model, config, world_size)
     has_gpu = bool(tf.config.list_physical_devices("GPU"))
 
     def fits(patch_size: int, local_batch_size: int, passes: int) -> bool:
-        if has_gpu and not configured:
+        if has_gpu and not config.runtime.memory_gb:
             raise ConfigError(
                 "how much memory a GPU has is not known", where="local_batch_size = 'auto'", fix="runtime.memory_gb=..."
             )

@@ -13,13 +13,13 @@ from trainer.config import Config, check_rules
 from trainer.curriculum import Stage, make_plan, plan_batches
 from trainer.models import build_model
 from trainer.models.keras import keras
-from trainer.models.memory import flops_per_step
+from trainer.models.memory import flops_per_pass
 from trainer.runtime import SingleComm
 from trainer.train.console import Console, clock_text
-from trainer.train.fitting import fits_in_memory, memory_model
+from trainer.train.fitting import fits_in_memory, memory_limit, memory_model
 from trainer.train.schedule import learning_rate
-from trainer.train.session import prepare_index, training_orders
-from trainer.train.step import make_optimizer, make_train_step
+from trainer.train.session import check_plateaus, prepare_index, training_orders
+from trainer.train.step import TrainStep, make_optimizer
 
 _TIMED_STEPS = 3
 _LARGEST_TIMED = 1024
@@ -28,8 +28,8 @@ _LARGEST_TIMED = 1024
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of a pass = fixed + per_flop x its multiply-adds. Scaling one small patch alone was seen to be wrong by a
-    factor of two: its fixed cost is as large as its arithmetic."""
+    """Seconds of a pass = fixed + per_flop x its floating-point operations. Scaling one small patch alone was seen to
+    be wrong by a factor of two: its fixed cost is as large as its arithmetic."""
 
     fixed: float
     per_flop: float
@@ -59,9 +59,11 @@ def print_forecast(config: Config, world_size: int, local_size: int, threads: in
     for warning in check_rules(config, world_size):
         console.line(f"warning: {warning}")
     index = prepare_index(config, comm, console)
+    check_plateaus(config, index)
     orders = training_orders(config, index)
     model = build_model(config.model, len(config.data.classes), read_weights=False)
-    batches = plan_batches(config.curriculum, fits_in_memory(model, config, world_size, local_size))
+    fits = fits_in_memory(model, config, world_size, memory_limit(config, local_size))
+    batches = plan_batches(config.curriculum, fits)
     plan = make_plan(config.curriculum, batches, {s: o.length for (_, s), o in orders.items()}, world_size)
     sizes = {size: batch.local_batch_size for stage in batches for size, batch in stage.items()}
     small = min(sizes)
@@ -83,7 +85,7 @@ def forecast_stage(config: Config, model: keras.Model, stage: Stage, total_steps
     seconds = 0.0
     for size, batch in stage.batches.items():
         passes = turns[size] / stage.world_size / batch.local_batch_size
-        flops = flops_per_step(model, size, batch.local_batch_size, recompute=recompute)
+        flops = flops_per_pass(model, size, batch.local_batch_size, recompute=recompute)
         seconds += passes * (speed.fixed + speed.per_flop * flops)
     rates = [
         learning_rate(config.training.optimizer, step, total_steps, stage.world_size, stage.learning_rate_factor)
@@ -94,23 +96,23 @@ def forecast_stage(config: Config, model: keras.Model, stage: Stage, total_steps
 
 
 def time_pass(model: keras.Model, config: Config, patch_size: int, batch: int) -> tuple[float, float]:
-    """(multiply-adds, median seconds) of one rank's pass on this machine, from a few real steps on noise."""
+    """(floating-point operations, median seconds) of one rank's pass here, from a few real steps on noise."""
     optimizer = make_optimizer(config.training.optimizer, config.training.precision)
-    step = make_train_step(model, optimizer, config.training, SingleComm())(1)
+    step = TrainStep(model, optimizer, config.training, SingleComm())
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch, patch_size, patch_size, 3), np.uint8)
     labels = rng.integers(0, len(config.data.classes), images.shape[:3], np.uint8)
     seconds = []
     for number in range(1 + _TIMED_STEPS):  # the first one traces and compiles
         start = time.perf_counter()
-        step(images, labels, number, False)
+        step(images, labels, number)
         seconds.append(time.perf_counter() - start)
-    flops = flops_per_step(model, patch_size, batch, recompute=config.training.recompute == "blocks")
+    flops = flops_per_pass(model, patch_size, batch, recompute=config.training.recompute == "blocks")
     return flops, float(np.median(seconds[1:]))
 
 
 def fit_speed(samples: list[tuple[float, float]]) -> Speed:
-    """The line through two (multiply-adds, seconds); through one, or where the larger was not slower, none is fixed."""
+    """The line through two (operations, seconds); through one, or where the larger was not slower, none is fixed."""
     (small, short), (large, long) = min(samples), max(samples)
     if large > small and long > short:
         per_flop = (long - short) / (large - small)

@@ -6,19 +6,20 @@ import math
 from pathlib import Path
 
 from trainer.config import Config
-from trainer.curriculum import Position, Stage
+from trainer.curriculum import START, Stage
 from trainer.evaluate.report import write_report
 from trainer.runtime import Comm, on_root
 from trainer.train.checkpoint import Progress
 from trainer.train.clock import StageClock, reset_peak_memory, shares_of
 from trainer.train.console import Console, eta
 from trainer.train.data import stage_batches
-from trainer.train.restore import LossNotFinite, find_checkpoint, restore, roll_back
+from trainer.train.not_finite import LossNotFinite, roll_back
+from trainer.train.restore import find_checkpoint, resumed
 from trainer.train.run import Run
 from trainer.train.run_dir import claim_run, read_events
 from trainer.train.schedule import learning_rate
-from trainer.train.scoring import score_plateau, score_stage
-from trainer.train.session import open_session
+from trainer.train.scoring import plateau_score_is_due, score_plateau, score_stage
+from trainer.train.session import open_session, write_settings
 from trainer.train.signals import StopRequest
 
 
@@ -28,40 +29,51 @@ def train(config: Config, comm: Comm, threads: int, *, resume: bool = False, ove
     Raises:
       StoppedBySignal: SIGTERM or SIGUSR1 came; the state is saved and the run can be resumed.
     """
-    lock = on_root(comm, lambda: claim_run(config.output, resume=resume, overwrite=overwrite))
+    lock = on_root(comm, lambda: _claim(config, comm, resume=resume, overwrite=overwrite))
     console = Console(comm.rank == 0, config.output / "run.log", live=comm.world_size == 1)
     with StopRequest() as stop:
         found = find_checkpoint(comm, config.output, console) if resume else None
-        done = found.progress if found else Progress(Position(), comm.world_size)
-        session = open_session(config, comm, console, threads, read_weights=not found, done=done.position)
+        progress = found.progress if found else Progress(START, comm.world_size)
+        session = open_session(config, comm, console, threads, read_weights=not found, done=progress.position)
         if found:
-            restore(session, found)
+            progress = resumed(session, found)
         elif resume:
             console.line("no checkpoint was saved yet: starting from the beginning")
         with Run(session, stop) as run:
             if not found:
-                run.save(done)
+                run.save(progress)
                 run.flush()  # from here on there is something to resume
-            progress = run.begin(done)
+            run.begin(progress)
             while progress.position.stage < len(config.curriculum):
                 try:
                     progress = run_stage(run, progress)
                 except LossNotFinite as bad:
-                    progress = run.begin(roll_back(run, bad))
+                    progress = roll_back(run, bad)
+                    run.begin(progress)
             run.require_saved(progress)
+            run.recorder.end(progress.position.step)
         console.line(f"report: {config.output / 'report.md'}")
     console.close()
     del lock  # held until here by rank 0; the kernel frees it with the process
     return config.output
 
 
+def _claim(config: Config, comm: Comm, *, resume: bool, overwrite: bool) -> int:
+    """The run directory's lock; its settings are there from now on, so that a run that is killed can be resumed."""
+    lock = claim_run(config.output, resume=resume, overwrite=overwrite)
+    if not resume:
+        write_settings(config, comm.world_size)
+    return lock
+
+
 def run_stage(run: Run, progress: Progress) -> Progress:
     """One stage, or what is left of it: steps, a checkpoint, scores, the report. Returns where the next one begins."""
     session, number = run.session, progress.position.stage
-    plan = session.plan(progress.position)
-    stage, run.total_steps = plan.stages[number], plan.total_steps  # less than it was where a plateau has come early
+    plan, started_at = session.plan(progress.position), progress.position.step
+    run.total_steps = plan.total_steps  # less than it was where a plateau has come early
+    stage = plan.stages[number]
     reset_peak_memory()
-    clock = StageClock()
+    clock = StageClock(progress.stage_seconds)
     progress = train_stage(run, stage, progress, clock)
     run.save(progress)
     run.require_agreement(progress, f"after stage {number}")
@@ -69,7 +81,7 @@ def run_stage(run: Run, progress: Progress) -> Progress:
     end = progress.position.step
     result = run.recorder.result_of(number, end)
     if result is None:
-        result = score_stage(run, stage, progress, clock)
+        result = score_stage(run, stage, progress, clock) | {"measured_from_step": started_at}
         run.recorder.stage(number, end, result)
     run.mark_best(end, result)
     run.attempt("the report", lambda: write_report(run.path, run.recorder.report(), read_events(run.metrics_path)))
@@ -84,11 +96,11 @@ def train_stage(run: Run, stage: Stage, progress: Progress, clock: StageClock) -
     batches = stage_batches(session, stage)
     losses: list[float] = []
     for step in range(stage.start_step, stage.end_step):
-        if run.plateau_score_is_due(stage, progress):
+        if plateau_score_is_due(stage, progress):
             progress = score_plateau(run, stage, progress)
-        if run.plateau_reached(stage, progress):
+        if stage.plateau and progress.plateau_waited >= stage.plateau.patience:
             break
-        size = stage.size_at(step)
+        size, is_last = stage.size_at(step), step + 1 == stage.end_step
         rate = progress.rate_factor * learning_rate(
             config.training.optimizer, step, run.total_steps, session.comm.world_size, stage.learning_rate_factor
         )
@@ -97,17 +109,18 @@ def train_stage(run: Run, stage: Stage, progress: Progress, clock: StageClock) -
                 images, labels = next(batches)
             session.optimizer.learning_rate = rate
             with clock.phase("compute"):
-                result = run.step(stage.batches[size].accumulate)(images, labels, step, run.stop_request.requested)
+                passes, stop = stage.batches[size].accumulate, run.stop_request.requested
+                result = run.step(images, labels, step, passes=passes, stop=stop)
             clock.move("compute", "allreduce", result.allreduce_s)
             if not math.isfinite(result.loss):
                 raise LossNotFinite(result.loss, stage, step, progress)
             losses.append(result.loss)
-            progress = progress.at(step + 1, stage.samples_at(step + 1))
+            progress = progress.at(step + 1, stage.samples_at(step + 1), clock.elapsed_s)
             with clock.phase("save"):
                 run.save_if_due(progress)
         with clock.between():
             console.advance()
-            if run.is_due(config.training.log_every_steps, stage, step):
+            if is_last or (step + 1 - stage.first_step) % config.training.log_every_steps == 0:
                 log_step(run, stage, step, sum(losses) / len(losses), rate, clock)
                 losses = []
             if config.training.check_every_steps and (step + 1) % config.training.check_every_steps == 0:

@@ -51,9 +51,9 @@ class Recorder:
         self._write("step", step, stage=stage.number, **fields)
         self._scalars("train", fields, step)
 
-    def score(self, stage: Stage, step: int, common: dict[str, Any]) -> None:
+    def score(self, stage: Stage, step: int, scores: dict[str, Any]) -> None:
         """The common footprint, scored within a stage."""
-        scores = {f"common_{k}": v for k, v in common.items() if isinstance(v, float)}
+        scores = {k: v for k, v in scores.items() if isinstance(v, float)}
         self._write("score", step, stage=stage.number, patch_size=stage.largest_size, **scores)
         self._scalars("evaluate", scores, step)
 
@@ -64,6 +64,10 @@ class Recorder:
         self._scalars("evaluate", scores, step)
         self._scalars(f"evaluate_{result['patch_size']}px", scores, step)
         self._predictions(number, step)
+
+    def end(self, step: int) -> None:
+        """The curriculum is through, and its weights are on the disk."""
+        self._write("end", step)
 
     def _write(self, event: str, step: int, **fields: Any) -> None:
         if self._file:

@@ -7,17 +7,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NoReturn, Self
 
-from trainer.curriculum import Stage
 from trainer.errors import CheckpointError, StoppedBySignal
 from trainer.runtime import on_root
 from trainer.train.agreement import require_agreement
 from trainer.train.checkpoint import Progress, digest, snapshot
 from trainer.train.checkpoints import CheckpointWriter
 from trainer.train.record import Recorder
-from trainer.train.run_dir import write_atomically
-from trainer.train.session import Session, resolved_yaml
+from trainer.train.session import Session, write_settings
 from trainer.train.signals import StopRequest
-from trainer.train.step import make_train_step
+from trainer.train.step import TrainStep
 
 
 class Run:
@@ -28,10 +26,10 @@ class Run:
         self.session, self.stop_request = session, stop_request
         self.path, self.metrics_path = config.output, config.output / "metrics.jsonl"
         self.metric = config.training.best_by
-        self.step = make_train_step(session.model, session.optimizer, config.training, session.comm, session.averaged)
+        parts = (session.model, session.optimizer, config.training, session.comm, session.averaged)
+        self.step = TrainStep(*parts, seed=config.seed)
         self.total_steps = 0
-        yaml = resolved_yaml(config, session.comm.world_size)
-        on_root(session.comm, lambda: write_atomically(self.path / "config.yaml", yaml))
+        on_root(session.comm, lambda: write_settings(config, session.comm.world_size))
         self.recorder = Recorder(session)
         is_root = session.comm.rank == 0
         self._writer = CheckpointWriter(self.path, config.training.keep_checkpoints) if is_root else None
@@ -46,10 +44,9 @@ class Run:
             self.show_warnings()
         self.recorder.close()
 
-    def begin(self, progress: Progress) -> Progress:
+    def begin(self, progress: Progress) -> None:
         """Start, or start again, from a position: the record forgets what came after it. All ranks."""
         self.recorder.begin(self.session.plan(progress.position), progress.position.step)
-        return progress
 
     def require_agreement(self, progress: Progress, when: str) -> None:
         """All ranks hold the same weights, settings, index and position. A collective."""
@@ -62,6 +59,7 @@ class Run:
         if self._writer:
             session = self.session
             progress = replace(progress, hashes=session.hashes, world_size=session.comm.world_size)
+            self._writer.wait()  # before the next copy is made: two would take twice the memory
             self._writer.save(snapshot(session.model, session.optimizer, session.averaged), progress)
             self._last_save = time.monotonic()
 
@@ -84,9 +82,10 @@ class Run:
         def check() -> None:
             if self._writer and self._writer.saved_step != step:
                 raise CheckpointError(
-                    f"the state after step {step} could not be saved; what was saved before it is still there",
+                    f"the state after step {step} could not be saved (see the warning above); what was saved before "
+                    "it is still there",
                     where=str(self.path / "checkpoints"),
-                    fix=f"make room on the disk, then widefield train --resume {self.path}",
+                    fix=f"if the disk is full make room, then widefield train --resume {self.path}",
                 )
 
         on_root(self.session.comm, check)
@@ -125,16 +124,3 @@ class Run:
         """What went wrong with a checkpoint in the background: training goes on, people are told."""
         for warning in self._writer.poll() if self._writer else []:
             self.session.console.line(f"warning: {warning}")
-
-    def is_due(self, every: int, stage: Stage, step: int) -> bool:
-        """Every so many steps of a stage, and at its end."""
-        return (step + 1 - stage.first_step) % every == 0 or step + 1 == stage.end_step
-
-    def plateau_score_is_due(self, stage: Stage, progress: Progress) -> bool:
-        """At every so many steps of the stage, once: also where the run was stopped between the step and its score."""
-        step = progress.position.step
-        done = step - stage.first_step
-        return bool(stage.plateau and done and done % stage.plateau.every_steps == 0 and progress.scored_step != step)
-
-    def plateau_reached(self, stage: Stage, progress: Progress) -> bool:
-        return stage.plateau is not None and progress.plateau_waited >= stage.plateau.patience

@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import RunError
+from trainer.files import replace_content
 from trainer.locking import flock
 
+MARK = "# resolved by widefield"
+"""Begins the config.yaml that a run writes."""
 _OURS = ("config.yaml", "metrics.jsonl", "report.json", "report.md", "evaluation.json", "run.log")
 _OUR_FOLDERS = ("checkpoints", "tensorboard", "figures", "bad_batches")
 
@@ -42,14 +45,22 @@ def claim_run(path: Path, *, resume: bool, overwrite: bool) -> int:
         raise RunError(
             f"is being written by {holder}", where=str(path), fix="wait for it, or use output=SOME/OTHER/DIR"
         )
-    if (path / "config.yaml").exists() and not resume:
-        if not overwrite:
+    if not resume:
+        if _holds_run(path) and not overwrite:
             os.close(lock)
             raise RunError("holds a run already", where=str(path), fix="--resume, --overwrite, or output=OTHER/DIR")
         clear_run(path)
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"process {os.getpid()} on {platform.node()}, since {time.ctime()}\n".encode(), 0)
     return lock
+
+
+def _holds_run(path: Path) -> bool:
+    """False also where one has written its settings and never began: it was stopped while it indexed slides, say."""
+    settings = path / "config.yaml"
+    if not settings.exists():
+        return False
+    return (path / "metrics.jsonl").exists() or not settings.read_text(errors="replace").startswith(MARK)
 
 
 def _lock(lock: int) -> bool:
@@ -69,12 +80,6 @@ def clear_run(path: Path) -> None:
         (path / name).unlink(missing_ok=True)
     for name in _OUR_FOLDERS:
         shutil.rmtree(path / name, ignore_errors=True)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.rename(path)
 
 
 class Lines:
@@ -102,8 +107,10 @@ class MetricsFile:
     def __init__(self, path: Path, keep_to_step: int) -> None:
         """Drop events after `keep_to_step` (a resumed run will write them again), then append."""
         kept = [e for e in read_events(path) if e.get("step", 0) <= keep_to_step]
-        if path.exists():
-            write_atomically(path, "".join(json.dumps(e) + "\n" for e in kept))
+        try:
+            replace_content(path, "".join(json.dumps(e) + "\n" for e in kept))
+        except OSError as error:
+            print(f"warning: {path} keeps what went before step {keep_to_step}: {error}", file=sys.stderr, flush=True)
         self._lines = Lines(path)
 
     def write(self, event: str, **fields: Any) -> None:

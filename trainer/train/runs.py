@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer.config import load_config
 from trainer.errors import WidefieldError
 from trainer.locking import flock
 from trainer.train.run_dir import read_events
@@ -75,40 +73,29 @@ def summarise(run: Path, name: str) -> RunSummary:
 
 def _summarise(run: Path, name: str, updated: datetime) -> RunSummary:
     events = read_events(run / "metrics.jsonl")
-    by_kind: dict[str, list[dict[str, Any]]] = {"start": [], "step": [], "score": [], "stage": []}
+    by_kind: dict[str, list[dict[str, Any]]] = {kind: [] for kind in ("start", "step", "score", "stage", "end")}
     for event in events:
         by_kind.setdefault(event["event"], []).append(event)
-    plan = by_kind["start"][-1] if by_kind["start"] else _planned(run)
+    state: State = "running" if is_held(run) else "finished" if by_kind["end"] else "stopped"
+    if not events:
+        return RunSummary(name, state, updated)
+    plan = by_kind["start"][-1]
     stages = plan["stages"]
     now = max((event["stage"] for event in events if "stage" in event), default=0)
-    finished = len({event["stage"] for event in by_kind["stage"]}) == len(stages)
     scores = [e.get("common_miou") for e in (*by_kind["score"], *(e["result"] for e in by_kind["stage"]))]
     return RunSummary(
         name=name,
-        state="running" if is_held(run) else "finished" if finished else "stopped",
+        state=state,
         updated=updated,
         stage=now + 1,
         num_stages=len(stages),
         patch_sizes=tuple(sorted(map(int, stages[now]["sizes"]))),
-        step=events[-1]["step"] if events else None,
+        step=events[-1]["step"],
         total_steps=plan["total_steps"],
         best_common_miou=max((s for s in scores if s is not None), default=None),
         megapixels_per_second=by_kind["step"][-1].get("megapixels_per_second") if by_kind["step"] else None,
         world_size=plan["world_size"],
     )
-
-
-def _planned(run: Path) -> dict[str, Any]:
-    """What the `start` event would say, as far as config.yaml knows: for runs older than that event."""
-    path = run / "config.yaml"
-    curriculum = load_config(path).curriculum
-    steps = [stage.steps for stage in curriculum]
-    ranks = re.match(r"# .* on (\d+) rank", path.read_text(encoding="utf-8"))
-    return {
-        "stages": [{"sizes": stage.size_shares} for stage in curriculum],
-        "total_steps": sum(s for s in steps if s) if all(steps) else None,
-        "world_size": int(ranks[1]) if ranks else None,
-    }
 
 
 def is_held(run: Path) -> bool:

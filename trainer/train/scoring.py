@@ -10,6 +10,7 @@ from trainer.curriculum import Stage
 from trainer.evaluate.pictures import save_stage_pictures
 from trainer.train.checkpoint import Progress
 from trainer.train.clock import StageClock, peak_memory_bytes, shares_of
+from trainer.train.not_finite import require_finite
 from trainer.train.run import Run
 from trainer.train.step import allreduce_bytes, wire_bytes
 
@@ -19,9 +20,11 @@ def score_stage(run: Run, stage: Stage, progress: Progress, clock: StageClock) -
 
     Raises:
       StoppedBySignal: on all ranks, see `_uninterrupted`.
+      LossNotFinite: on all ranks, as the weights are not finite.
     """
     session, size = run.session, stage.largest_size
     comm = session.comm
+    require_finite(session.model, stage, progress)
     cost = shares_of(comm.allreduce(clock.totals()) / comm.world_size)
     peaks, seconds = comm.gather(peak_memory_bytes()), clock.elapsed_s
     session.console.line(f"stage {stage.number}: scoring at {size} px, and on the common footprint")
@@ -40,6 +43,7 @@ def score_stage(run: Run, stage: Stage, progress: Progress, clock: StageClock) -
         "peak_memory_gb": max(peaks) / 1e9,
         "seconds": seconds,
         "steps": progress.position.step - stage.first_step,
+        "first_step": stage.first_step,
         "global_batch_size": stage.global_batch(size),
         "allreduce_bytes_per_step": payload,
         "wire_bytes_per_step": wire_bytes(payload, comm.world_size),
@@ -64,28 +68,32 @@ def _score_every_size(run: Run, progress: Progress, size: int, common: dict[str,
     return {str(s): {k: scores[s][k] for k in ("accuracy", "miou", "dice", "auc")} for s in sorted(scores)}
 
 
+def plateau_score_is_due(stage: Stage, progress: Progress) -> bool:
+    """At every so many steps of the stage, once: also where the run was stopped between the step and its score."""
+    step = progress.position.step
+    done = step - stage.first_step
+    return bool(stage.plateau and done and done % stage.plateau.every_steps == 0 and progress.scored_step != step)
+
+
 def score_plateau(run: Run, stage: Stage, progress: Progress) -> Progress:
     """Score the common footprint, and count how long it has not risen. All ranks come to the same answer."""
     assert stage.plateau is not None
     session = run.session
+    require_finite(session.model, stage, progress)
     run.save(progress)
     with session.scored_weights():
         common = _uninterrupted(run, progress, session.evaluator.score_footprint, stage.largest_size)
-    score, best = _score(run, common), progress.plateau_best
+    scores = {f"common_{k}": v for k, v in common.items()}
+    score, best = scores[run.metric], progress.plateau_best
     is_better = score is not None and (best is None or score > best + stage.plateau.min_delta)
     waited = 0 if is_better else progress.plateau_waited + 1
     best = score if is_better else best
     progress = replace(progress, plateau_best=best, plateau_waited=waited, scored_step=progress.position.step)
-    run.recorder.score(stage, progress.position.step, common)
+    run.recorder.score(stage, progress.position.step, scores)
     session.console.line(
         f"step {progress.position.step}: {run.metric} {score if score is None else round(score, 4)}"
         + (", a new best" if is_better else f", no new best for {waited} of {stage.plateau.patience} scorings")
     )
+    run.mark_best(progress.position.step, scores)  # before it counts as scored: a run killed here marks it again
     run.save(progress)
-    run.mark_best(progress.position.step, {f"common_{k}": v for k, v in common.items()})
     return progress
-
-
-def _score(run: Run, common: dict[str, Any]) -> float | None:
-    value = common[run.metric.removeprefix("common_")]
-    return None if value is None else float(value)

@@ -14,10 +14,11 @@ import numpy as np
 
 from trainer.batches.order import EpochOrder, rows_of_rank
 from trainer.config import Config, check_rules, dump_config
-from trainer.curriculum import Batch, Plan, Position, make_plan, plan_batches
+from trainer.curriculum import START, Batch, Plan, Position, make_plan, plan_batches
 from trainer.curriculum.batches import scoring_batches
 from trainer.errors import ConfigError
 from trainer.evaluate.score import Evaluator, Predict, make_predict
+from trainer.files import replace_content
 from trainer.models import build_model
 from trainer.models.determinism import deterministic_operations
 from trainer.models.keras import keras, tf
@@ -33,7 +34,8 @@ from trainer.train.agreement import require_agreement
 from trainer.train.checkpoint import digest, named_variables
 from trainer.train.console import Console
 from trainer.train.ema import Averaged
-from trainer.train.fitting import fits_in_memory
+from trainer.train.fitting import fits_in_memory, memory_limit
+from trainer.train.run_dir import MARK
 from trainer.train.step import make_optimizer
 
 
@@ -98,6 +100,22 @@ def prepare_index(config: Config, comm: Comm, console: Console) -> PatchIndex:
     return index
 
 
+def prepare_data(config: Config, comm: Comm, console: Console) -> PatchIndex:
+    """Settings that all ranks share and that go together, the patch index, and extracted patches that fit it."""
+    require_agreement(comm, {"settings": config_hash(config)}, "at the start")
+    for warning in check_rules(config, comm.world_size):
+        console.line(f"warning: {warning}")
+    index = prepare_index(config, comm, console)
+    on_root(comm, lambda: check_store(index, config))
+    return index
+
+
+def build_network(config: Config, comm: Comm, *, read_weights: bool) -> keras.Model:
+    """The network, its normalisation joined over ranks where it asks for that. Replicas are not equal yet."""
+    reduce = comm.allreduce_tensor if comm.world_size > 1 else None
+    return build_model(config.model, len(config.data.classes), all_reduce=reduce, read_weights=read_weights)
+
+
 def _progress(console: Console) -> Any:
     return lambda done, total: console.line(f"  {done}/{total} slides") if done == total or done % 10 == 0 else None
 
@@ -109,7 +127,7 @@ def open_session(
     threads: int,
     *,
     read_weights: bool = True,
-    done: Position | None = None,
+    done: Position = START,
 ) -> Session:
     """Check the configuration, index the data, build the network, and make all replicas equal.
 
@@ -117,23 +135,19 @@ def open_session(
       read_weights: False where a checkpoint will fill the network: the backbone's weights file is not needed then.
       done: what a resumed run has behind it; only the patches after it are staged.
     """
-    require_agreement(comm, {"settings": config_hash(config)}, "at the start")
-    for warning in check_rules(config, comm.world_size):
-        console.line(f"warning: {warning}")
-    index = prepare_index(config, comm, console)
-    _check_plateaus(config, index)
-    on_root(comm, lambda: check_store(index, config))
-    reduce = comm.allreduce_tensor if comm.world_size > 1 else None
-    model = build_model(config.model, len(config.data.classes), all_reduce=reduce, read_weights=read_weights)
+    index = prepare_data(config, comm, console)
+    check_plateaus(config, index)
+    model = build_network(config, comm, read_weights=read_weights)
     optimizer = make_optimizer(config.training.optimizer, config.training.precision)
     optimizer.build(model.trainable_variables)
     averaged = Averaged(model, config.training.ema_decay) if config.training.ema_decay else None
     comm.broadcast_variables(list(named_variables(model, optimizer, averaged).values()))
-    hashes = {"settings": config_hash(config), "patch index": index_hash(index)}
-    require_agreement(comm, hashes | {"weights": digest(model, optimizer, averaged)}, "after the first broadcast")
     orders = training_orders(config, index)
-    fits = fits_in_memory(model, config, comm.world_size, comm.local_size)
+    limit = min(comm.gather(memory_limit(config, comm.local_size)))
+    fits = fits_in_memory(model, config, comm.world_size, limit)
     batches = on_root(comm, lambda: plan_batches(config.curriculum, fits))
+    hashes = {"settings": config_hash(config), "patch index": index_hash(index), "batches": digest_of(repr(batches))}
+    require_agreement(comm, hashes | {"weights": digest(model, optimizer, averaged)}, "after the first broadcast")
     lengths = {size: order.length for (_, size), order in orders.items()}
     plan = make_plan(config.curriculum, batches, lengths, comm.world_size, done)
     if config.stores.stage_to:
@@ -157,7 +171,12 @@ def open_session(
     )
 
 
-def _check_plateaus(config: Config, index: PatchIndex) -> None:
+def check_plateaus(config: Config, index: PatchIndex) -> None:
+    """Whether a stage that ends at a plateau has something to score.
+
+    Raises:
+      ConfigError: no slide validates.
+    """
     stage = next((i for i, s in enumerate(config.curriculum) if s.plateau), None)
     if stage is not None and not len(index.select(config.patch_sizes[-1], "val")):
         raise ConfigError(
@@ -185,12 +204,10 @@ def training_order(config: Config, index: PatchIndex, number: int, size: int) ->
     return EpochOrder(rows, positive, config.sampling, (config.seed, number, size), is_hard)
 
 
-def rows_to_train_on(
-    plan: Plan, orders: Mapping[tuple[int, int], EpochOrder], rank: int, done: Position | None
-) -> np.ndarray:
+def rows_to_train_on(plan: Plan, orders: Mapping[tuple[int, int], EpochOrder], rank: int, done: Position) -> np.ndarray:
     """[n] index rows that one rank reads in the rest of the curriculum, each once."""
-    rows = []
-    for stage in plan.stages[done.stage if done else 0 :]:
+    rows = [np.zeros(0, np.int64)]
+    for stage in plan.stages[done.stage :]:
         last = stage.samples_at(stage.end_step)
         for size, first in stage.samples_at(stage.start_step).items():
             count = (last[size] - first) // stage.world_size
@@ -214,6 +231,7 @@ def describe_rank(comm: Comm, threads: int) -> dict[str, Any]:
     return {"rank": comm.rank, "host": socket.gethostname(), "cpus": cpus, "threads": threads}
 
 
-def resolved_yaml(config: Config, world_size: int) -> str:
-    """What `config.yaml` in the run directory holds: the settings with the number of ranks above them."""
-    return f"# resolved by widefield; trained on {world_size} rank(s)\n{dump_config(config)}"
+def write_settings(config: Config, world_size: int) -> None:
+    """Write the run directory's `config.yaml`: every setting, with the number of ranks above them."""
+    text = f"{MARK}; trained on {world_size} rank(s)\n{dump_config(config)}"
+    replace_content(config.output / "config.yaml", text)

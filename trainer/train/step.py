@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,42 +32,27 @@ class StepResult:
     """Seconds between this rank's last gradient and the last mean: the all-reduce that no computing hid."""
 
 
-Step = Callable[[np.ndarray, np.ndarray, int, bool], StepResult]
-"""(images [k B, P, P, 3] uint8, labels [k B, P, P] uint8, global step, stop) -> StepResult"""
-
-
 def make_optimizer(config: OptimizerConfig, precision: str) -> keras.optimizers.Optimizer:
     """Adam, AdamW or SGD with decoupled weight decay; under mixed_float16 with dynamic loss scaling."""
     common: dict[str, Any] = {"learning_rate": config.learning_rate, "jit_compile": False}
-    common |= {"global_clipnorm": config.clip_norm, "weight_decay": config.weight_decay or None}
+    common |= {"global_clipnorm": config.clip_norm}
+    decay = config.weight_decay or None
     optimizer = {
-        "adam": lambda: keras.optimizers.Adam(epsilon=config.epsilon, **common),
-        "adamw": lambda: keras.optimizers.AdamW(epsilon=config.epsilon, **common),
-        "sgd": lambda: keras.optimizers.SGD(momentum=config.momentum, **common),
+        "adam": lambda: keras.optimizers.Adam(epsilon=config.epsilon, weight_decay=decay, **common),
+        "adamw": lambda: keras.optimizers.AdamW(epsilon=config.epsilon, weight_decay=config.weight_decay, **common),
+        "sgd": lambda: keras.optimizers.SGD(momentum=config.momentum, weight_decay=decay, **common),
     }[config.name]()
     if config.weight_decay:
         optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
     return keras.mixed_precision.LossScaleOptimizer(optimizer) if precision == "mixed_float16" else optimizer
 
 
-def make_train_step(
-    model: keras.Model,
-    optimizer: keras.optimizers.Optimizer,
-    config: TrainingConfig,
-    comm: Comm,
-    averaged: Averaged | None = None,
-) -> Callable[[int], Step]:
-    """Compiled steps: from the number of forward passes k of a step to the step.
+class TrainStep:
+    """The compiled step of a network.
 
     Gradients are averaged over passes and ranks while still loss-scaled, so that fp16 on the wire keeps small ones. A
     value that overflows on one rank is infinite on all after the sum, so all ranks skip the same step.
     """
-    parts = _Parts(model, optimizer, config, comm, averaged)
-    return lambda passes: partial(parts.step, passes)
-
-
-class _Parts:
-    """The compiled functions of a step and the variables between them."""
 
     def __init__(
         self,
@@ -75,18 +60,31 @@ class _Parts:
         optimizer: keras.optimizers.Optimizer,
         config: TrainingConfig,
         comm: Comm,
-        averaged: Averaged | None,
+        averaged: Averaged | None = None,
+        seed: int = 0,
     ) -> None:
+        """`seed`: of dropout and stochastic depth."""
         self._model, self._optimizer, self._config, self._comm = model, optimizer, config, comm
         self._averaged = averaged
         self._forward = recomputing(model) if config.recompute == "blocks" else partial(model, training=True)
-        self._noise = noise_seed(model)
+        self._noise, self._seed = noise_seed(model), seed
         self._scaled = isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer)
         self._sums: list[tf.Variable] = []
-        self._compiled_pass = tf.function(self._pass, reduce_retracing=False)
-        self._compiled_last = tf.function(self._last, reduce_retracing=False)
+        self._compiled_pass = tf.function(self._pass)
+        self._compiled_last = tf.function(self._last)
 
-    def step(self, passes: int, images: np.ndarray, labels: np.ndarray, step: int, stop: bool) -> StepResult:
+    def __call__(
+        self, images: np.ndarray, labels: np.ndarray, step: int, *, passes: int = 1, stop: bool = False
+    ) -> StepResult:
+        """Take one optimiser step. All ranks.
+
+        Args:
+          images: [passes B, P, P, 3] uint8.
+          labels: [passes B, P, P] uint8.
+          step: global number of the step; dropout follows it.
+          passes: forward passes whose gradients are averaged.
+          stop: this rank asks all to stop.
+        """
         if passes > 1 and not self._sums:
             self._sums = [tf.Variable(tf.zeros_like(v), trainable=False) for v in self._model.trainable_variables]
         number, batch, losses = tf.constant(step, tf.int64), len(images) // passes, tf.constant(0.0)
@@ -100,7 +98,8 @@ class _Parts:
 
     def _gradients(self, images: tf.Tensor, labels: tf.Tensor, draw: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
         if self._noise is not None:
-            self._noise.assign(tf.stack([self._comm.rank, tf.cast(draw, tf.int32)]))
+            of_rank = tf.random.fold_in([self._seed, self._comm.rank], tf.cast(draw, tf.int32))
+            self._noise.assign(of_rank)
         with tf.GradientTape() as tape:
             loss, _ = segmentation_loss(self._forward(images), labels, self._config.loss)
             target = self._optimizer.get_scaled_loss(loss) if self._scaled else loss

@@ -42,7 +42,7 @@ def pass_cost(model: keras.Model, patch_size: int, batch: int, recompute: bool) 
     return known[key]
 
 
-def flops_per_step(model: keras.Model, patch_size: int, batch: int, *, recompute: bool = False) -> float:
+def flops_per_pass(model: keras.Model, patch_size: int, batch: int, *, recompute: bool = False) -> float:
     """Floating-point operations of one pass's convolutions: forward, backward, and what is computed again."""
     return pass_cost(model, patch_size, batch, recompute).flops
 

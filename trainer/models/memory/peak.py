@@ -38,6 +38,8 @@ class PeakMemory:
     """Gradients on their way to and from the other ranks."""
     activations: int
     """Tensors of a pass that are alive at a time: activations, their gradients, scratch."""
+    checkpoint: int
+    """The copy of weights, slots and averages that rank 0 writes in the background."""
 
     @property
     def total(self) -> int:
@@ -54,6 +56,7 @@ def peak_memory(
     ema: bool,
     accumulate: bool,
     world_size: int,
+    checkpoints: bool,
 ) -> PeakMemory:
     """What one rank needs at its peak while training; the network is traced, which takes seconds, and not run.
 
@@ -65,21 +68,24 @@ def peak_memory(
       optimizer_slots: variables that the optimiser keeps per weight: 2 for Adam, 1 for momentum.
       ema: averaged weights are kept.
       accumulate: a step has several passes.
+      checkpoints: some are written meanwhile.
     """
     cost = pass_cost(model, patch_size, batch, recompute)
     trainable, frozen = (
         sum(v.shape.num_elements() * v.dtype.size for v in variables)
         for variables in (model.trainable_variables, model.non_trainable_variables)
     )
+    slots, averages = optimizer_slots * trainable, trainable * ema
     return PeakMemory(
         process=PROCESS_BYTES + WEIGHT_BYTES * len(model.trainable_variables) + OPERATION_BYTES * cost.num_operations,
         weights=trainable + frozen,
         gradients=trainable,
-        optimizer=optimizer_slots * trainable,
-        ema=trainable * ema,
+        optimizer=slots,
+        ema=averages,
         accumulators=trainable * accumulate,
         all_reduce=2 * trainable * (world_size > 1),
         activations=int(ALLOCATOR_FACTOR * cost.live_bytes),
+        checkpoint=(trainable + frozen + slots + averages) * checkpoints,
     )
 
 
