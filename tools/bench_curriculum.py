@@ -1,14 +1,14 @@
 """Curricula of patch sizes against fixed sizes at equal training time, three seeds; writes results/curriculum/.
 
-  python tools/bench_curriculum.py            what results/curriculum does not show yet (all of it: over three hours)
-  python tools/bench_curriculum.py --afresh   everything anew
-  python tools/bench_curriculum.py --data small --arms "fixed 256" curriculum --seeds 1 --seconds 120
+  python tools/bench_curriculum.py      what results/curriculum does not show yet (all of it: over three hours)
+  python tools/bench_curriculum.py --study small --arms "fixed 256" curriculum --seeds 1 --seconds 120
 
 Two runs at a time, one core each, so that all run under the same conditions. An arm's steps follow from the seconds it
 may train and from a measured step at each size; what it really took is in the table. Finished runs (runs/curriculum/)
-are not repeated: after it was stopped, start it again. Patches are read at level 1: a nest of the slides is about
-115 px across there. All arms are scored on the same pixels, patches of 512 px of four validation slides, through the
-patch size that the arm ends with.
+are not repeated: after it was stopped, start it again. Delete results/curriculum/curriculum.json and runs/curriculum to
+measure all anew; the arms of one study are compared, so measure a study on one machine. Patches are read at level 1: a
+nest of the slides is about 115 px across there. All arms are scored on the same pixels, patches of 512 px of four
+validation slides, through the patch size that the arm ends with.
 """
 
 from __future__ import annotations
@@ -38,12 +38,23 @@ ROOT = Path(__file__).resolve().parents[1]
 OUT, DATA, RUNS = ROOT / "results" / "curriculum", ROOT / "data" / "curriculum", ROOT / "runs" / "curriculum"
 LARGEST = 512
 NUM_VAL = 4
-DATA_SETS = {"small": 8, "large": 32}
-"""Training slides."""
-SECONDS = {"small": 420.0, "large": 900.0}
-"""What a run on them may train."""
 LESS = 0.42
-"""The share of the time that the curriculum gets on the large data set."""
+"""The share of the time that the curriculum gets in the large study."""
+
+
+class Study(NamedTuple):
+    num_slides: int
+    """That train; four more validate."""
+    seconds: float
+    """That a run may train."""
+    title: str
+
+
+STUDIES = {
+    "large": Study(32, 900.0, "32 training slides: the curriculum in less time"),
+    "small": Study(8, 420.0, "8 training slides: the curriculum in the same time"),
+    "options": Study(8, 420.0, "8 training slides: the curriculum with options"),
+}
 
 Size = int | dict[int, float]
 """A patch size, or a mixture as in a stage's `sizes`: its steps cost what those of its largest size do."""
@@ -78,26 +89,33 @@ ARMS = FIXED | {"curriculum": (CURRICULUM, [])} | {f"curriculum, {name}": arm fo
 
 
 class Run(NamedTuple):
-    data: str
+    study: str
     arm: str
     seed: int
     seconds: float
     """It may train, starting included."""
 
     @classmethod
-    def planned(cls, data: str, arm: str, seed: int) -> Run:
+    def planned(cls, study: str, arm: str, seed: int) -> Run:
         """With the time that results/curriculum gives it."""
-        less = data == "large" and arm == "curriculum"
-        return cls(data, arm, seed, SECONDS[data] * (LESS if less else 1.0))
+        less = study == "large" and arm == "curriculum"
+        return cls(study, arm, seed, STUDIES[study].seconds * (LESS if less else 1.0))
 
     @property
     def folder(self) -> Path:
-        return RUNS / self.data / f"{self.arm.replace(',', '').replace(' ', '-')}-{self.seconds:.0f}s-{self.seed}"
+        name = self.arm.replace(",", "").replace(" ", "-")
+        return RUNS / f"{STUDIES[self.study].num_slides}-slides" / f"{name}-{self.seconds:.0f}s-{self.seed}"
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What its result is of, as JSON has it."""
+        stages, settings = ARMS[self.arm]
+        return json.loads(json.dumps({"stages": stages, "settings": settings, "seconds": self.seconds}))
 
 
-def make_data(name: str) -> Path:
+def make_data(num_slides: int) -> Path:
     """Slides and a manifest whose last four slides (three with tumour) validate."""
-    folder, count = DATA / name, DATA_SETS[name] + NUM_VAL
+    folder, count = DATA / f"{num_slides}-slides", num_slides + NUM_VAL
     manifest = folder / "manifest.csv"
     if manifest.exists():
         return manifest
@@ -116,9 +134,11 @@ def make_data(name: str) -> Path:
 
 
 def train(manifest: Path, out: Path, curriculum: list[dict[str, Any]], seed: int, core: int, extra: list[str]) -> None:
-    """One run on one core; nothing where it has been done."""
-    if (out / "done").exists():
+    """One run on one core; nothing where the same has been done."""
+    done, asked = out / "done.json", json.loads(json.dumps([curriculum, extra]))
+    if done.exists() and json.loads(done.read_text())["asked"] == asked:
         return
+    before = commit()
     settings = [
         "data.format=manifest",
         "index.resolution={level: 1}",
@@ -134,7 +154,7 @@ def train(manifest: Path, out: Path, curriculum: list[dict[str, Any]], seed: int
     ]
     command = ["taskset", "-c", str(core), sys.executable, "-m", "trainer", "train", "configs/demo.yaml", "--overwrite"]
     subprocess.run([*command, *settings], cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=3600)
-    (out / "done").write_text(commit())
+    done.write_text(json.dumps({"commit": before, "asked": asked}))
 
 
 def commit() -> str:
@@ -209,7 +229,9 @@ def result_of(run: Run) -> dict[str, Any]:
     trained = stages if size == LARGEST else stages[:-1]
     scores = stages[-1]["final_network"][str(size)]
     return {
-        "commit": (run.folder / "done").read_text(),
+        "commit": json.loads((run.folder / "done.json").read_text())["commit"],
+        "machine": machine(),
+        "asked": run.asked,
         "miou": scores["miou"],
         "auc": scores["auc"],
         "seconds": sum(s["seconds"] for s in trained),
@@ -232,27 +254,27 @@ def loss_curve(run: Path, num_stages: int) -> list[tuple[float, float]]:
 
 def bench(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Train and score every run, two at a time; the result of each, in this order."""
-    manifests = {run.data: make_data(run.data) for run in runs}
-    costs = measure_costs(manifests[runs[0].data], {run.arm for run in runs})
+    manifests = {run.study: make_data(STUDIES[run.study].num_slides) for run in runs}
+    costs = measure_costs(manifests[runs[0].study], {run.arm for run in runs})
     print({s: [round(c, 3) for c in cost] for s, cost in costs.items()}, flush=True)
 
     def job(run: Run) -> Any:
         stages, extra = ARMS[run.arm]
 
         def on_core(core: int) -> None:
-            train(manifests[run.data], run.folder, stages_of(stages, run.seconds, costs), run.seed, core, extra)
+            train(manifests[run.study], run.folder, stages_of(stages, run.seconds, costs), run.seed, core, extra)
             result = result_of(run)
             print(run, *(f"{what} {result[what]}" for what in ("miou", "auc", "seconds", "steps")), flush=True)
 
         return on_core
 
     in_turns([job(run) for run in runs])
-    return [{"data": run.data, "arm": run.arm, "seed": run.seed, **result_of(run)} for run in runs]
+    return [{"study": run.study, "arm": run.arm, "seed": run.seed, **result_of(run)} for run in runs]
 
 
-def arms_of(rows: list[dict[str, Any]], data: str) -> dict[str, list[dict[str, Any]]]:
-    """Arm -> its runs, on one data set."""
-    own = [r for r in rows if r["data"] == data]
+def arms_of(rows: list[dict[str, Any]], study: str) -> dict[str, list[dict[str, Any]]]:
+    """Arm -> its runs, in one study."""
+    own = [r for r in rows if r["study"] == study]
     return {arm: [r for r in own if r["arm"] == arm] for arm in dict.fromkeys(r["arm"] for r in own)}
 
 
@@ -260,19 +282,35 @@ def mean_of(runs: list[dict[str, Any]], what: str) -> float:
     return mean(r[what] for r in runs)
 
 
-def verdict(rows: list[dict[str, Any]], data: str) -> str:
-    """The curriculum beside the fixed size that scored best among those with as many seeds."""
-    arms = arms_of(rows, data)
+def verdict(arms: dict[str, list[dict[str, Any]]]) -> str:
+    """The curriculum beside the fixed size that scored best among those with as many seeds, and the best of all."""
     ours = arms["curriculum"]
-    fixed = {arm: runs for arm, runs in arms.items() if arm in FIXED and len(runs) == len(ours)}
-    best = max(fixed, key=lambda arm: mean_of(fixed[arm], "miou"))
+    fixed = {arm: runs for arm, runs in arms.items() if arm in FIXED}
+    if not fixed:
+        return f"One option at a time, {steps_text(ours)} steps, compared seed by seed."
+    often = {arm: runs for arm, runs in fixed.items() if len(runs) == len(ours)}
+    best = max(often, key=lambda arm: mean_of(often[arm], "miou"))
+    of_all = max(fixed, key=lambda arm: mean_of(fixed[arm], "miou"))
     time_share = mean_of(ours, "seconds") / mean_of(fixed[best], "seconds")
     gain = mean_of(ours, "miou") - mean_of(fixed[best], "miou")
-    by_seed = ", ".join(f"{a['miou'] - b['miou']:+.3f}" for a, b in zip(ours, fixed[best], strict=True))
-    return (
+    text = (
         f"{len(ours)} seeds: the curriculum took {time_share:.0%} of the time of {best} "
-        f"and scored {gain:+.3f} (seed by seed {by_seed})."
+        f"and scored {gain:+.3f} (seed by seed {gains(ours, fixed[best])})."
     )
+    if of_all != best:
+        score, seconds = (mean_of(fixed[of_all], what) for what in ("miou", "seconds"))
+        text += f" The best fixed size in any number of seeds, {of_all}: {score:.3f} in {seconds:.0f} s."
+    return text
+
+
+def gains(runs: list[dict[str, Any]], others: list[dict[str, Any]]) -> str:
+    """Seed by seed."""
+    by_seed = {r["seed"]: r["miou"] for r in others}
+    return ", ".join(f"{r['miou'] - by_seed[r['seed']]:+.3f}" for r in runs)
+
+
+def steps_text(runs: list[dict[str, Any]]) -> str:
+    return " or ".join(dict.fromkeys("+".join(map(str, r["steps"])) for r in runs))
 
 
 def stages_text(arm: str) -> str:
@@ -284,47 +322,50 @@ def stages_text(arm: str) -> str:
 
 def render(rows: list[dict[str, Any]], about: str) -> str:
     lines = ["# Curricula against fixed patch sizes", "", about, "", "![scores](curriculum.png)", ""]
-    for data in dict.fromkeys(r["data"] for r in rows):
+    for study, (_, _, title) in STUDIES.items():
+        arms = arms_of(rows, study)
+        measured = [", ".join(sorted({r[what] for r in rows if r["study"] == study})) for what in ("machine", "commit")]
         lines += [
-            f"## {DATA_SETS[data]} training slides",
+            f"## {title}",
             "",
-            verdict(rows, data),
+            verdict(arms),
             "",
-            "| arm | patch size x batch | training seconds | common mIoU, mean | each seed |",
-            "| --- | --- | ---: | ---: | --- |",
+            "| arm | patch size x batch | training seconds | common mIoU, mean | each seed | against the curriculum |",
+            "| --- | --- | ---: | ---: | --- | --- |",
         ]
-        for arm, runs in arms_of(rows, data).items():
+        for arm, runs in arms.items():
             each = ", ".join(f"{r['miou']:.3f}" for r in runs)
+            gain = "" if arm == "curriculum" else gains(runs, arms["curriculum"])
             lines.append(
                 f"| {arm} | {stages_text(arm)} | {mean_of(runs, 'seconds'):.0f} | "
-                f"**{mean_of(runs, 'miou'):.3f}** | {each} |"
+                f"**{mean_of(runs, 'miou'):.3f}** | {each} | {gain} |"
             )
-        lines.append("")
+        lines += ["", f"Measured on {measured[0]}; commits {measured[1]}.", ""]
     return "\n".join(lines)
 
 
 def picture(rows: list[dict[str, Any]], path: Path) -> None:
     """Above: every run's score. Below: training loss against time, where the runs see the rule one after the other."""
-    sets = list(dict.fromkeys(r["data"] for r in rows))
-    figure, axes = plt.subplots(2, len(sets), figsize=(6.2 * len(sets), 7.2), sharey="row", squeeze=False)
-    for (above, below), data in zip(axes.T, sets, strict=True):
-        arms = arms_of(rows, data)
+    figure, axes = plt.subplots(2, len(STUDIES), figsize=(5.4 * len(STUDIES), 8.2), sharey="row")
+    for (above, below), (study, (_, _, title)) in zip(axes.T, STUDIES.items(), strict=True):
+        arms = arms_of(rows, study)
         for at, (arm, runs) in enumerate(arms.items()):
-            colour = "black" if arm == "curriculum" else f"C{list(ARMS).index(arm)}"
+            colour = "black" if arm == "curriculum" else f"C{at}"
             above.plot([at] * len(runs), [r["miou"] for r in runs], "o", color=colour, alpha=0.7)
             above.hlines(mean_of(runs, "miou"), at - 0.25, at + 0.25, color=colour)
-            for seed, run in enumerate(runs):
-                below.plot(*zip(*run["loss"], strict=True), color=colour, alpha=0.8, label="" if seed else arm)
-        labels = [arm.replace(", ", ",\n") + f"\n{mean_of(runs, 'seconds'):.0f} s" for arm, runs in arms.items()]
-        above.set_xticks(range(len(arms)), labels, fontsize=7)
-        above.set_title(f"{DATA_SETS[data]} training slides", fontsize=10)
+            for run in runs:
+                below.plot(*zip(*run["loss"], strict=True), color=colour, alpha=0.8)
+        labels = [f"{arm.removeprefix('curriculum, ')}, {mean_of(runs, 'seconds'):.0f} s" for arm, runs in arms.items()]
+        above.set_xticks(range(len(arms)), labels, fontsize=8, rotation=40, ha="right")
+        for label, at in zip(above.get_xticklabels(), range(len(arms)), strict=True):
+            label.set_color("black" if list(arms)[at] == "curriculum" else f"C{at}")
+        above.set_title(title, fontsize=10)
         below.set_xlabel("seconds of training")
-        below.legend(fontsize=8, ncol=3, loc="upper center")
         for axis in (above, below):
             axis.grid(axis="y", alpha=0.3)
     axes[0][0].set_ylabel("mIoU on the common footprint\n(dots: seeds, line: mean)")
-    axes[1][0].set_ylabel("training loss at the stage's patch size")
-    axes[1][0].set_ylim(0, 0.6)  # the curves end below 0.5: room for the legend
+    axes[1][0].set_ylabel("training loss at the stage's patch size\n(colours as above)")
+    axes[1][0].set_ylim(0, 0.5)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -332,39 +373,44 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
 
 def planned_runs() -> list[Run]:
     """Everything that results/curriculum shows: three seeds of what the bars compare, one of what is there to see."""
-    thrice = [("large", "fixed 512"), ("large", "curriculum")]
-    thrice += [("small", arm) for arm in ("fixed 256", "fixed 512", "curriculum", "curriculum, scaling")]
-    once = [("small", arm) for arm in ("fixed 64", "fixed 128", "fixed 256, batch 1", "fixed 256, scaling")]
-    once += [("large", "fixed 256"), ("large", "fixed 512, batch 2")]
-    once += [("small", f"curriculum, {name}") for name in OPTIONS if name != "scaling"]
-    seeds = [(1, thrice + once), (2, thrice), (3, thrice)]
-    runs = [Run.planned(data, arm, seed) for seed, arms in seeds for data, arm in arms]
-    return sorted(runs, key=lambda run: (run.data, list(ARMS).index(run.arm), run.seed))
+    thrice = {
+        "large": ["fixed 512", "curriculum"],
+        "small": ["fixed 256", "fixed 512", "curriculum"],
+        "options": ["curriculum", "curriculum, scaling", "curriculum, stochastic depth"],
+    }
+    once = {
+        "large": ["fixed 256", "fixed 512, batch 2"],
+        "small": ["fixed 64", "fixed 128", "fixed 256, batch 1", "fixed 256, scaling"],
+        "options": [f"curriculum, {name}" for name in OPTIONS if name not in ("scaling", "stochastic depth")],
+    }
+    order = list(ARMS).index
+    return [
+        Run.planned(study, arm, seed)
+        for study in STUDIES
+        for arm in sorted(thrice[study] + once[study], key=order)
+        for seed in ((1, 2, 3) if arm in thrice[study] else (1,))
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", choices=DATA_SETS, help="only this data set, and write no results")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="with --data")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="with --data")
-    parser.add_argument("--seconds", type=float, help="with --data (default: as for results/curriculum)")
-    parser.add_argument("--afresh", action="store_true", help="measure what results/curriculum shows as well")
+    parser.add_argument("--study", choices=STUDIES, help="only this one, and write no results")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="with --study")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="with --study")
+    parser.add_argument("--seconds", type=float, help="with --study (default: as for results/curriculum)")
     args = parser.parse_args()
-    if args.data:
-        runs = [Run.planned(args.data, arm, seed) for seed in args.seeds for arm in args.arms]
+    if args.study:
+        runs = [Run.planned(args.study, arm, seed) for seed in args.seeds for arm in args.arms]
         bench([run._replace(seconds=args.seconds or run.seconds) for run in runs])
         return
-    runs = planned_runs()
-    kept = OUT / "curriculum.json"
-    known = json.loads(kept.read_text()) if kept.exists() and not args.afresh else []
-    known = {(row["data"], row["arm"], row["seed"]): row for row in known}
-    missing = [run for run in runs if (run.data, run.arm, run.seed) not in known]
-    known |= {(row["data"], row["arm"], row["seed"]): row for row in (bench(missing) if missing else [])}
-    rows = [known[run.data, run.arm, run.seed] for run in runs]
-    commits = ", ".join(sorted({row["commit"] for row in rows}))
+    runs, kept = planned_runs(), OUT / "curriculum.json"
+    known = {(r["study"], r["arm"], r["seed"]): r for r in (json.loads(kept.read_text()) if kept.exists() else [])}
+    missing = [run for run in runs if known.get(run[:3], {}).get("asked") != run.asked]
+    known |= {(r["study"], r["arm"], r["seed"]): r for r in (bench(missing) if missing else [])}
+    rows = [known[run[:3]] for run in runs]
     about = (
-        f"`python tools/bench_curriculum.py`, written on {time.strftime('%Y-%m-%d')}, runs of commits {commits}: "
-        f"{machine()}. MobileNetV2 from scratch, configs/demo.yaml, one core a run, two at a time."
+        f"`python tools/bench_curriculum.py`, written on {time.strftime('%Y-%m-%d')}. MobileNetV2 from scratch, "
+        "configs/demo.yaml, one core a run, two at a time."
     )
     OUT.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(rows, indent=1) + "\n")
