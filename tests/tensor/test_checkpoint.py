@@ -24,6 +24,7 @@ from trainer.curriculum import Position
 from trainer.errors import CheckpointError, RunError
 from trainer.models.keras import keras, tf
 from trainer.train.checkpoint import (
+    FORMAT,
     Progress,
     check_checkpoint,
     digest,
@@ -204,7 +205,7 @@ def test_a_file_that_is_no_checkpoint_cut_short_or_damaged_is_named_and_nothing_
     whole = bytearray(path.read_bytes())
     (tmp_path / "cut").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "pickle").write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "owned").encode() + b"'\ntR.")
-    (tmp_path / "older").write_bytes(whole.replace(b"widefield-checkpoint-2", b"widefield-checkpoint-1"))
+    (tmp_path / "older").write_bytes(whole.replace(FORMAT.encode(), FORMAT.replace("widefield", "wildefeld").encode()))
     (tmp_path / "header").write_bytes(whole.replace(b"plateau_waited", b"plateau_waiter"))
     whole[-1] ^= 1
     (tmp_path / "damaged").write_bytes(whole)
@@ -228,8 +229,6 @@ counts = st.integers(0, 1 << 40)
         st.builds(
             Position,
             counts,
-            counts,
-            counts,
             st.dictionaries(st.integers(32, 1 << 14), counts, max_size=3),
             st.lists(counts, max_size=3).map(tuple),
         ),
@@ -238,6 +237,7 @@ counts = st.integers(0, 1 << 40)
         st.none() | st.floats(allow_nan=False),
         counts,
         st.none() | counts,
+        st.floats(0, 1e9),
         st.floats(0, 1),
         counts,
     )
