@@ -257,3 +257,5 @@ def test_a_full_disk_costs_checkpoints_not_the_run(tiny_slides: Path, tmp_path: 
     must_pass(widefield("train", "--resume", run))
     stages = json.loads((run / "report.json").read_text())["stages"]
     assert [s["steps"] for s in stages] == [1, 4], "a stage that has become longer is scored at its new end"
+    must_pass(widefield("train", "--resume", run))  # it is finished: nothing is left to do
+    assert json.loads((run / "report.json").read_text())["stages"] == stages

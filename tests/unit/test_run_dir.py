@@ -101,7 +101,9 @@ def test_resuming_nothing_and_a_directory_that_cannot_be_made_are_clear_errors(t
 
 def test_metrics_survive_a_line_cut_short_and_a_resumed_run_drops_what_it_repeats(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"event": "step", "step": 2}\n{"event": "step", "step": 4}\n{"event": "st')
+    path.write_text(
+        '{"event": "step", "step": 2}\n{"event": "end", "step": 2}\n{"event": "step", "step": 4}\n{"event": "st'
+    )
     file = MetricsFile(path, keep_to_step=2)
     file.write("step", step=3, loss=0.5)
     file.close()

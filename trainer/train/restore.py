@@ -34,12 +34,12 @@ def resumed(session: Session, found: Found) -> Progress:
     """`restore`, and where the run goes on. Whoever has changed the settings starts with rollbacks anew.
 
     Raises:
-      CheckpointError: it has more stages behind it than there are.
+      CheckpointError: it is in a stage that there is no longer.
     """
     progress, num_stages = found.progress, len(session.config.curriculum)
-    if progress.position.stage > num_stages:
+    if progress.position.stage >= num_stages:
         raise CheckpointError(
-            f"{progress.position.stage} stages are done, and curriculum has {num_stages}",
+            f"stage {progress.position.stage} was being trained, and the last one of curriculum is {num_stages - 1}",
             where=str(found.path),
             fix="give the curriculum that it was trained with (config.yaml in the run directory), or a longer one",
         )

@@ -106,7 +106,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, keep_to_step: int) -> None:
         """Drop events after `keep_to_step` (a resumed run will write them again), then append."""
-        kept = [e for e in read_events(path) if e.get("step", 0) <= keep_to_step]
+        kept = [e for e in read_events(path) if e.get("step", 0) <= keep_to_step and e.get("event") != "end"]
         try:
             replace_content(path, "".join(json.dumps(e) + "\n" for e in kept))
         except OSError as error:
