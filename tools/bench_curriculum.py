@@ -148,7 +148,6 @@ def train(manifest: Path, out: Path, curriculum: list[dict[str, Any]], seed: int
         f"curriculum={json.dumps(curriculum)}",
         "training.optimizer.scale_with_world_size=none",
         "training.optimizer.clip_norm=1.0",
-        "model.stochastic_depth=0.0",
         "evaluation={max_patches: 8, figure_regions: 0}",
         "runtime={intra_op_threads: 1, read_threads: 1}",
         *extra,
