@@ -96,8 +96,9 @@ def main() -> None:
     result = json.loads(file.read_text()) if file.exists() else {}
     for name in sys.argv[1:] or parts:
         result[name] = parts[name]()
-        result["commits"] = result.get("commits", {}) | {name: run("git", "rev-parse", "--short", "HEAD").strip()}
-        result |= {"machine": machine(), "date": time.strftime("%Y-%m-%d")}
+        commit = run("git", "rev-parse", "--short", "HEAD").strip()
+        measured = {name: f"commit {commit}, {time.strftime('%Y-%m-%d')}, {machine()}"}
+        result["measured"] = result.get("measured", {}) | measured
         file.write_text(json.dumps(result, indent=1) + "\n")  # after each part: a long bench may be stopped
     (OUT / "README.md").write_text(render(result))
     print(render(result))
@@ -107,9 +108,9 @@ def render(result: dict[str, Any]) -> str:
     lines = [
         "# Bench",
         "",
-        f"Measured by `make bench` until {result['date']}: {result['machine']}. Commits: "
-        + ", ".join(f"{part} {commit}" for part, commit in result["commits"].items())
-        + ".",
+        "Measured by `make bench`; each part of it (`python tools/bench.py PART`):",
+        "",
+        *(f"- {part}: {how}" for part, how in result["measured"].items()),
         "",
         "| what | measured | bar |",
         "| --- | ---: | ---: |",
