@@ -58,6 +58,8 @@ comm.broadcast_variables(session.model.variables)
 labels[:] = 99 if comm.rank == 1 else labels  # no such class: the loss is not a number there
 assert np.isnan(step(images, labels, stage.num_steps).loss), "all ranks know what one rank's loss is"
 assert len(set(comm.gather(digest(session.model)))) == 1
+require_finite(session.model, stage, Progress(START, comm.world_size))
+session.model.trainable_variables[0].assign(np.full(session.model.trainable_variables[0].shape, np.nan))
 try:
     require_finite(session.model, stage, Progress(START, comm.world_size))
 except LossNotFinite:
