@@ -18,7 +18,15 @@ def mpirun(num_ranks: int, *arguments: str | Path, timeout_s: int = 240, **envir
 
 def start_mpirun(num_ranks: int, *arguments: str | Path) -> subprocess.Popen:
     """The same, to be watched, warned and killed; both streams come together."""
-    command = _mpirun_command(num_ranks, *arguments)
+    return _start(_mpirun_command(num_ranks, *arguments))
+
+
+def start_widefield(*arguments: str | Path) -> subprocess.Popen:
+    """`python -m trainer ...` in one process, likewise."""
+    return _start([sys.executable, "-m", "trainer", *map(str, arguments)])
+
+
+def _start(command: list[str]) -> subprocess.Popen:
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen(command, env=_environment({}), cwd=ROOT, text=True, **streams)
 

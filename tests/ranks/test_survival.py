@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from launch import mpirun, must_pass, start_mpirun, widefield
+from launch import mpirun, must_pass, start_mpirun, start_widefield, widefield
 from safetensors.numpy import load_file
 from tiny import write_config
 
@@ -211,8 +210,7 @@ def test_one_rank_killed_ends_the_others_within_30_seconds(tiny_slides: Path, tm
 @pytest.mark.long
 def test_a_single_process_told_to_end_saves_and_asks_to_be_requeued(tiny_slides: Path, tmp_path: Path) -> None:
     run = tmp_path / "run" / "run"
-    command = [sys.executable, "-m", "trainer", "train", config_for(run.parent, tiny_slides, LARGE_STEPS)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = start_widefield("train", config_for(run.parent, tiny_slides, LARGE_STEPS))
     wait_for(lambda: steps_done(run) >= 1, process)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
@@ -238,7 +236,7 @@ def test_ranks_that_come_to_differ_are_stopped_and_the_one_that_differs_is_named
 @pytest.mark.long
 def test_a_full_disk_costs_checkpoints_not_the_run(tiny_slides: Path, tmp_path: Path) -> None:
     config, run = config_for(tmp_path / "full", tiny_slides), tmp_path / "full" / "run"
-    process = start_mpirun(1, "-m", "trainer", "train", config)
+    process = start_widefield("train", config)
     wait_for((run / "config.yaml").exists, process)
     process.kill()  # before its first checkpoint
     process.wait()
