@@ -73,6 +73,7 @@ RATIOS = {
 
 
 def main() -> None:
+    """Measure the parts that the command line names, or all; the others keep what was measured before."""
     if not (DATA / "training").exists():
         run(sys.executable, "-m", "trainer", "make-slides", str(DATA), "--train", "4", "--test", "1", "--size", "4096")
     parts: dict[str, Callable[[], Any]] = {
@@ -105,6 +106,7 @@ def main() -> None:
 
 
 def render(result: dict[str, Any]) -> str:
+    """The Markdown of results/bench/README.md: every figure beside its bar."""
     lines = [
         "# Bench",
         "",

@@ -321,6 +321,7 @@ def stages_text(arm: str) -> str:
 
 
 def render(rows: list[dict[str, Any]], about: str) -> str:
+    """The Markdown of results/curriculum/README.md: a table for every study."""
     lines = ["# Curricula against fixed patch sizes", "", about, "", "![scores](curriculum.png)", ""]
     for study, (_, _, title) in STUDIES.items():
         arms = arms_of(rows, study)
@@ -393,6 +394,7 @@ def planned_runs() -> list[Run]:
 
 
 def main() -> None:
+    """Bench what results/curriculum lacks and write it anew; with --study only print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", choices=STUDIES, help="only this one, and write no results")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="with --study")

@@ -50,6 +50,7 @@ def write_report(points: Sequence[Point], folder: Path, command: str) -> None:
 
 
 def readme(points: Sequence[Point], about: dict[str, str]) -> str:
+    """The Markdown of README.md: what was measured beside what was modelled."""
     setting = points[0].setting
     errors = [abs(p.error) for p in points if p.error is not None]
     lines = [

@@ -80,9 +80,10 @@ SCORES: tuple[Column, ...] = (
 
 
 def _sittings(stages: Sequence[dict[str, Any]]) -> list[str]:
+    """Which stages were resumed or rolled back, so that a part of them was not measured in this sitting."""
     resumed = [s for s in stages if s["measured_from_step"] > s["first_step"]]
     return [
-        f"\nThe stage at {s['patch_size']} px was resumed: its speed and memory are those after step "
+        f"\nThe stage at {s['patch_size']} px went on from a checkpoint: its speed and memory are those after step "
         f"{s['measured_from_step']}; seconds and steps are of the whole stage."
         for s in resumed
     ]
