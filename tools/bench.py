@@ -1,12 +1,14 @@
-"""`make bench`: speed of training on this machine, each figure side by side in one run; writes results/bench/.
+"""`make bench`: speed of training on this machine, each figure side by side in one run.
 
-`python tools/bench.py scaling` (or any other of the parts in `main`) measures one anew and keeps the others. Memory is
-`widefield bench memory`, slides and stores are `make bench-data`, curricula are `tools/bench_curriculum.py`.
+Writes a folder of results/bench/ for each kind of processor: what is fast differs between them. `python tools/bench.py
+scaling` (or any other of the parts in `main`) measures one anew and keeps the others. Memory is `widefield bench memory`,
+slides and stores are `make bench-data`, curricula are `tools/bench_curriculum.py`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -14,10 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trainer.bench.machine import machine
+from trainer.bench.machine import machine, processor
 
 ROOT = Path(__file__).resolve().parents[1]
-OUT = ROOT / "results" / "bench"
+OUT = ROOT / "results" / "bench" / "-".join(re.findall(r"\w+", re.sub(r"\(.*?\)|processor", "", processor().lower())))
 DATA, RUNS = ROOT / "data" / "bench", ROOT / "runs" / "bench"
 MPIRUN = Path(sys.executable).parent / "mpirun"
 

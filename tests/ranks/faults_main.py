@@ -16,10 +16,11 @@ from trainer.curriculum import START
 from trainer.evaluate.tiles import validation_tiles
 from trainer.models.keras import tf
 from trainer.runtime import start_comm
+from trainer.slides.dataset import load_dataset
 from trainer.train.checkpoint import digest
 from trainer.train.console import Console
 from trainer.train.data import places_of_step, stage_batches
-from trainer.train.session import configure_tensorflow, open_session
+from trainer.train.session import configure_tensorflow, open_session, prepare_data
 from trainer.train.step import TrainStep, moving_statistics
 
 config = load_config(Path(sys.argv[1]), ["model.norm=batch", "curriculum.0.epochs=1", "curriculum.0.steps=null"])
@@ -51,6 +52,20 @@ passed(2, "one split, no validation patch is trained on by any rank, no training
 sides = [{int(s) for s in index.slide[sorted(rows)]} for rows in (train, val)]
 assert not sides[0] & sides[1]
 passed(3, "no slide is on both sides")
+
+folder = Path(sys.argv[1]).parent
+if comm.rank == 0:
+    records = zip(load_dataset(config.data), "aabb", strict=True)
+    rows = [f"{r.slide},{r.annotation or ''},{centre}" for r, centre in records]
+    (folder / "centres.csv").write_text("\n".join(["slide,annotation,centre", *rows]) + "\n")
+comm.barrier()
+changes = [f"output={folder / 'centres'}", "data.format=manifest", f"data.path={folder / 'centres.csv'}"]
+changes += ["split.train_centres=[a]", "split.val_centres=[b]"]
+split_by_centre = prepare_data(load_config(Path(sys.argv[1]), changes), comm, Console(False))
+for side, centre in (("train", "a"), ("val", "b")):
+    slides = split_by_centre.slide[split_by_centre.select(64, side)]
+    assert {split_by_centre.slides[s].centre for s in slides} == {centre}, side
+passed(4, "the centres that validate are not those that train")
 
 statistics = [v.numpy() for v in moving_statistics(session.model)]
 step = TrainStep(session.model, session.optimizer, config.training, comm)

@@ -1,7 +1,7 @@
 """The faults of this idea's first code (FACTS.md), each a named test on real ranks.
 
-Where a test lies elsewhere: 4, validation centres that were trained on: tests/unit/test_patches_split.py. 10, noise in
-place of an unreadable patch: `test_a_slide_that_breaks_in_mid_training...` in test_training.py.
+One part lies elsewhere: 10, noise in place of an unreadable patch: `test_a_slide_that_breaks_in_mid_training...` in
+test_training.py.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def answers(tiny_slides: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
         (1, "replicas were never equal"),
         (2, "every rank drew a split of its own"),
         (3, "patches of one slide were on both sides"),
+        (4, "centres that validate were trained on"),
         (6, "AUC came from classes in place of probabilities"),
         (7, "batch norm ran in inference mode while training"),
         (10, "gradients were applied twice"),

@@ -7,6 +7,7 @@ count for the next.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -88,6 +89,8 @@ def measured(point: Point, num_steps: int, free_bytes: int) -> Point:
     command = [sys.executable, "-m", "trainer.bench.memory_step", str(setting.patch_size), str(setting.batch)]
     command += [setting.precision, setting.recompute, setting.backbone, str(num_steps)]
     done = subprocess.run(command, text=True, capture_output=True)
+    if done.returncode == -signal.SIGKILL:
+        return replace(point, not_measured="killed by the system, as it does where memory has run out")
     if done.returncode:
         last = (done.stderr.strip() or "no message").splitlines()[-1]
         return replace(point, not_measured=f"failed with status {done.returncode}: {last[:120]}")

@@ -271,6 +271,8 @@ class OptimizerConfig(Section):
 
 class TrainingConfig(Section):
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    """mixed_bfloat16: activations take half the memory, and steps are faster where the processor is good at it (AMX, or
+    AVX512-BF16 of AMD; not that of Intel, see results/bench). mixed_float16 is for GPUs."""
     compression: Literal["none", "fp16", "bf16"] = "fp16"
     """What gradients are cast to on the wire."""
     optimizer: OptimizerConfig = OptimizerConfig()
