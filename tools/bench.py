@@ -1,8 +1,8 @@
 """`make bench`: speed of training on this machine, each figure side by side in one run.
 
 Writes a folder of results/bench/ for each kind of processor: what is fast differs between them. `python tools/bench.py
-scaling` (or any other of the parts in `main`) measures one anew and keeps the others. Memory is `widefield bench memory`,
-slides and stores are `make bench-data`, curricula are `tools/bench_curriculum.py`.
+scaling` (or any other of the parts in `main`) measures one anew and keeps the others. Memory is `widefield bench
+memory`, slides and stores are `make bench-data`, curricula are `tools/bench_curriculum.py`.
 """
 
 from __future__ import annotations
