@@ -70,7 +70,7 @@ fmt: setup ## format the code and mend what ruff can
 	$(BIN)/ruff format .
 
 .PHONY: bench
-bench: setup ## measure step, data wait and memory on this machine; writes a folder of results/bench/
+bench: setup ## measure step, weak scaling, loop and checkpoint here; writes a folder of results/bench/
 	$(BIN)/python tools/bench.py
 
 .PHONY: bench-data

@@ -19,9 +19,16 @@ from typing import Any
 from trainer.bench.machine import machine, processor
 
 ROOT = Path(__file__).resolve().parents[1]
-OUT = ROOT / "results" / "bench" / "-".join(re.findall(r"\w+", re.sub(r"\(.*?\)|processor", "", processor().lower())))
 DATA, RUNS = ROOT / "data" / "bench", ROOT / "runs" / "bench"
 MPIRUN = Path(sys.executable).parent / "mpirun"
+
+
+def folder_of(processor: str) -> str:
+    """'Intel(R) Xeon(R) Processor' -> 'intel-xeon'."""
+    return "-".join(re.findall(r"[a-z0-9]+", re.sub(r"\(.*?\)|processor", " ", processor.lower())))
+
+
+OUT = ROOT / "results" / "bench" / folder_of(processor())
 
 
 def run(*command: str) -> str:
@@ -108,7 +115,7 @@ def main() -> None:
 
 
 def render(result: dict[str, Any]) -> str:
-    """The Markdown of results/bench/README.md: every figure beside its bar."""
+    """The Markdown of the folder's README.md: every figure beside its bar."""
     lines = [
         "# Bench",
         "",

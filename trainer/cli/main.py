@@ -28,6 +28,7 @@ A first run, on slides that it makes itself:
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """One parser for every command of `COMMANDS`, whose help is its own."""
     parser = argparse.ArgumentParser(
         prog="widefield", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
