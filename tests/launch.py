@@ -33,7 +33,9 @@ def _start(command: list[str]) -> subprocess.Popen:
 
 def _mpirun_command(num_ranks: int, *arguments: str | Path) -> list[str]:
     launcher = str(MPIRUN) if MPIRUN.exists() else "mpirun"
-    return [launcher, "--oversubscribe", "-np", str(num_ranks), sys.executable, *map(str, arguments)]
+    # more ranks than cores only where they do not compute; else each has a core, as runs insist on
+    binding = ["--bind-to", "core"] if num_ranks <= len(os.sched_getaffinity(0)) else ["--oversubscribe"]
+    return [launcher, *binding, "-np", str(num_ranks), sys.executable, *map(str, arguments)]
 
 
 def widefield(

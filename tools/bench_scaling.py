@@ -31,7 +31,7 @@ STEPS = 3
 
 def main(backbone: str, patch_size: int, batch: int, num_rounds: int) -> None:
     """Time the three ways in turns on this rank; rank 0 prints."""
-    threads = my_threads()
+    threads = my_threads().intra_op
     comm = start_comm("horovod")
     from mpi4py import MPI  # not before start_comm, which says how MPI shall wait
 

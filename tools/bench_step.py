@@ -84,7 +84,7 @@ def seconds_of(step: Step, images: np.ndarray, labels: np.ndarray) -> float:
 
 def main(first: str, second: str, backbone: str, patch_size: int, batch: int, num_pairs: int) -> None:
     """Time both ways in turns and print the median ratio."""
-    threads = my_threads()
+    threads = my_threads().intra_op
     comm = HorovodComm()
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)

@@ -70,6 +70,18 @@ class CommError(WidefieldError):
     kind = "CommError"
 
 
+class LaunchError(WidefieldError):
+    """Ranks cannot be placed on a node, or a job cannot be started."""
+
+    kind = "LaunchError"
+
+
+class AffinityError(WidefieldError):
+    """Ranks run where they slow each other down."""
+
+    kind = "AffinityError"
+
+
 class CheckpointError(WidefieldError):
     kind = "CheckpointError"
 

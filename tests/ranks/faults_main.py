@@ -28,7 +28,7 @@ comm = start_comm(config.runtime.backend)
 # A seed of its own on every rank, as an unseeded program has: only what is agreed on can be equal.
 configure_tensorflow(config.model_copy(update={"seed": 7 + comm.rank}), 1, comm.local_rank)
 np.random.seed(comm.rank)
-session = open_session(config, comm, Console(False), 1)
+session = open_session(config, comm, Console(False))
 index, stage = session.index, session.plan(START).stages[0]
 
 

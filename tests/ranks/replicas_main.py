@@ -24,7 +24,7 @@ comm = start_comm(config.runtime.backend)
 # A seed of its own on every rank: only the broadcast can make the replicas equal.
 seed = 3 + comm.rank
 configure_tensorflow(config.model_copy(update={"seed": seed}), 1, comm.local_rank)
-session = open_session(config, comm, Console(False), 1)
+session = open_session(config, comm, Console(False))
 assert len(set(comm.gather(digest(session.model, session.optimizer)))) == 1
 
 stage = session.plan(START).stages[0]

@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[2] / "trainer"
 LAYERS = [
     {"errors", "files", "locking", "quiet"},
     {"config"},
-    {"slides", "runtime"},
+    {"slides", "launch"},
+    {"runtime"},
     {"patches"},
     {"stores"},
     {"batches", "models", "curriculum", "inspect"},

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from trainer.errors import SlideError
-from trainer.runtime import SingleComm, World, detect_world, on_root, threads_per_rank
+from trainer.runtime import SingleComm, World, detect_world, on_root
 
 
 @pytest.mark.parametrize(
@@ -38,16 +38,6 @@ from trainer.runtime import SingleComm, World, detect_world, on_root, threads_pe
 )
 def test_the_launcher_says_who_we_are(environ: dict[str, str], world: World | None) -> None:
     assert detect_world(environ) == world
-
-
-@pytest.mark.parametrize(
-    ("allowed", "machine", "local_size", "threads"),
-    [(48, 48, 2, 24), (24, 48, 2, 24), (1, 2, 2, 1), (2, 2, 1, 2), (2, 2, 4, 1)],
-)
-def test_threads_follow_the_binding_else_the_share_of_the_node(
-    allowed: int, machine: int, local_size: int, threads: int
-) -> None:
-    assert threads_per_rank(allowed, machine, local_size) == threads
 
 
 def test_root_work_gives_its_result_or_its_error() -> None:

@@ -30,7 +30,7 @@ NUM_CLASSES = 2
 
 def main(patch_size: int, batch: int, precision: str, recompute: str, backbone: str, num_steps: int) -> None:
     """Train so many steps after a first one and print what they took."""
-    threads = my_threads()
+    threads = my_threads().intra_op
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     deterministic_operations()

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     from trainer.train.evaluate_run import evaluate_run
     from trainer.train.session import configure_tensorflow
 
-    threads = my_threads()
+    threads = my_threads().intra_op
     comm = start_comm(config.runtime.backend, config.runtime.horovod)
     configure_tensorflow(config, threads, comm.local_rank)
     evaluate_run(

@@ -49,10 +49,10 @@ def run(args: argparse.Namespace) -> None:
     from trainer.train.loop import train
     from trainer.train.session import configure_tensorflow
 
-    threads = my_threads()
+    threads = my_threads().intra_op
     comm = start_comm(config.runtime.backend, config.runtime.horovod)
     configure_tensorflow(config, threads, comm.local_rank)
-    train(config, comm, threads, resume=args.resume is not None, overwrite=args.overwrite)
+    train(config, comm, resume=args.resume is not None, overwrite=args.overwrite)
 
 
 def _refuse_what_does_not_go_together(args: argparse.Namespace) -> None:
@@ -74,7 +74,7 @@ def _print_plan(config: Config, world_size: int, ranks_per_node: int) -> None:
     from trainer.train.forecast import print_forecast
     from trainer.train.session import configure_tensorflow
 
-    threads = config.runtime.intra_op_threads or my_threads()
+    threads = config.runtime.intra_op_threads or my_threads().intra_op
     configure_tensorflow(config, threads, 0)
     print_forecast(config, world_size, ranks_per_node, threads)
 

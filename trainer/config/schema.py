@@ -390,7 +390,9 @@ class RuntimeConfig(Section):
     prefetch_batches: Positive = 3
     """Batches kept ready per rank."""
     intra_op_threads: Positive | None = None
-    """TensorFlow's threads per rank; None takes the cores this rank may use."""
+    """TensorFlow's threads per rank; None takes the rank's cores, less one for Horovod from eight on."""
+    affinity: Literal["stop", "warn"] = "stop"
+    """What to do when ranks share cores, run on two sockets, have more threads than CPUs, or unequal cores."""
 
 
 class Config(Section):

@@ -2,6 +2,6 @@
 
 from trainer.runtime.comm import Comm, SingleComm, on_root
 from trainer.runtime.start import start_comm
-from trainer.runtime.world import World, detect_world, threads_per_rank
+from trainer.runtime.world import World, detect_world
 
-__all__ = ["Comm", "SingleComm", "World", "detect_world", "on_root", "start_comm", "threads_per_rank"]
+__all__ = ["Comm", "SingleComm", "World", "detect_world", "on_root", "start_comm"]

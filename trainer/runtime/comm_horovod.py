@@ -32,6 +32,12 @@ class HorovodComm:
         self._config = config or HorovodConfig()
         for name, value in horovod_environment(self._config).items():
             os.environ.setdefault(name, value)  # what a site or a user has set by hand wins
+        if not hvd.mpi_built():
+            raise CommError(
+                "Horovod was built without MPI, so ranks that mpirun or srun starts would not find each other",
+                where="runtime.backend=horovod",
+                fix="build it again with mpicc on the PATH: tools/build_horovod.sh (or use runtime.backend=mpi)",
+            )
         hvd.init()
         self.rank, self.world_size = hvd.rank(), hvd.size()
         self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()

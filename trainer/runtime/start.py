@@ -1,24 +1,31 @@
-"""Start this process's communicator, with the environment MPI and the thread pools must find."""
+"""Start this process's communicator, with the environment that MPI, Horovod and the thread pools must find."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from collections.abc import MutableMapping
 from typing import Literal, NoReturn
 
 from trainer.config.schema import HorovodConfig
 from trainer.errors import CommError
+from trainer.launch.plan import Threads, plan_threads, rank_environment
+from trainer.launch.topology import allowed_cpus, read_topology
 from trainer.runtime.comm import Comm, SingleComm
-from trainer.runtime.world import detect_world, threads_per_rank
+from trainer.runtime.libraries import require_one_mpi
+from trainer.runtime.world import World, detect_world
+
+CPUS_AT_START = frozenset(allowed_cpus())
+"""Hardware threads this process was bound to before anything of ours, MPI or Horovod could change it."""
 
 
-def my_threads(environ: MutableMapping[str, str] | None = None) -> int:
-    """Compute threads this rank should use, from its CPU affinity and the ranks it shares the node with."""
-    world = detect_world(os.environ if environ is None else environ)
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return threads_per_rank(cpus, os.cpu_count() or 1, world.local_size if world else 1)
+def my_threads() -> Threads:
+    """How this rank uses the cores it was bound to; of a node whose ranks nothing bound, its share."""
+    world, node = detect_world(os.environ) or World(), read_topology()
+    mine = node.restricted(CPUS_AT_START)
+    if mine == node and world.local_size > 1:
+        return Threads(max(1, len({c.core for c in node.cpus}) // world.local_size), comm_cpu=None)
+    return plan_threads(mine, world.world_size)
 
 
 def start_comm(backend: Literal["horovod", "mpi"], horovod: HorovodConfig | None = None) -> Comm:
@@ -30,10 +37,8 @@ def start_comm(backend: Literal["horovod", "mpi"], horovod: HorovodConfig | None
     world = detect_world(os.environ)
     if world is None:
         return SingleComm()
-    if my_threads() == 1:
-        # A rank with one core shares it with MPI's progress loop: spinning there cost 40-60 % of a step, yielding
-        # nothing measurable (FACTS.md). MPI reads this at initialisation.
-        os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+    for name, value in rank_environment(my_threads(), world.local_size).items():
+        os.environ.setdefault(name, value)  # what a site or a user has set wins
     comm: Comm
     if backend == "horovod":
         from trainer.runtime.comm_horovod import HorovodComm
@@ -47,8 +52,10 @@ def start_comm(backend: Literal["horovod", "mpi"], horovod: HorovodConfig | None
         raise CommError(
             f"the launcher started {world.world_size} ranks but {backend} sees {comm.world_size}",
             where=f"rank {world.rank}",
-            fix="use the mpirun of the MPI that Horovod was built with (`make setup` puts it in .venv/bin)",
+            fix="use the mpirun of the MPI that Horovod was built with (`make setup` puts it in .venv/bin); where srun "
+            "and that MPI do not understand each other, WIDEFIELD_LAUNCHER=mpirun; `widefield doctor` says more",
         )
+    require_one_mpi()
     return comm
 
 

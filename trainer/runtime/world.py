@@ -44,10 +44,3 @@ def _first_number(text: str) -> int:
     """Slurm writes tasks per node as `2(x4),1`; the first number is right for every node but perhaps the last."""
     digits = text.split("(")[0].split(",")[0]
     return int(digits) if digits.isdigit() else 1
-
-
-def threads_per_rank(allowed_cpus: int, machine_cpus: int, local_size: int) -> int:
-    """Compute threads for one rank: the CPUs it is bound to, or its share of the node when nothing bound it."""
-    if allowed_cpus >= machine_cpus:
-        return max(1, machine_cpus // local_size)
-    return allowed_cpus

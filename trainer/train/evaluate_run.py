@@ -17,6 +17,7 @@ from trainer.stores import open_store
 from trainer.train.checkpoint import load_checkpoint, load_scored_weights
 from trainer.train.checkpoints import checkpoint_path, latest_checkpoint
 from trainer.train.console import Console
+from trainer.train.placement import check_placement
 from trainer.train.run_dir import read_events
 from trainer.train.session import build_network, prepare_data
 
@@ -41,6 +42,7 @@ def evaluate_run(
     """
     console = Console(comm.rank == 0)
     config = config.model_copy(update={"output": run})
+    check_placement(config.runtime, comm)
     index = prepare_data(config, comm, console)
     model = build_network(config, comm, read_weights=False)
     predict = make_predict(model)

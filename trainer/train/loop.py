@@ -14,6 +14,7 @@ from trainer.train.clock import StageClock, reset_peak_memory, shares_of
 from trainer.train.console import Console, eta
 from trainer.train.data import stage_batches
 from trainer.train.not_finite import LossNotFinite, roll_back
+from trainer.train.placement import check_placement, record_placement
 from trainer.train.restore import find_checkpoint, resumed
 from trainer.train.run import Run
 from trainer.train.run_dir import claim_run, read_events
@@ -23,23 +24,25 @@ from trainer.train.session import open_session, write_settings
 from trainer.train.signals import StopRequest
 
 
-def train(config: Config, comm: Comm, threads: int, *, resume: bool = False, overwrite: bool = False) -> Path:
+def train(config: Config, comm: Comm, *, resume: bool = False, overwrite: bool = False) -> Path:
     """Train through the whole curriculum; returns the run directory with its report.
 
     Raises:
       StoppedBySignal: SIGTERM or SIGUSR1 came; the state is saved and the run can be resumed.
     """
+    placements = check_placement(config.runtime, comm)
     lock = on_root(comm, lambda: _claim(config, comm, resume=resume, overwrite=overwrite))
     console = Console(comm.rank == 0, config.output / "run.log", live=comm.world_size == 1)
+    record_placement(placements, comm, console, config.output)
     with StopRequest() as stop:
         found = find_checkpoint(comm, config.output, console) if resume else None
         progress = found.progress if found else Progress(START, comm.world_size)
-        session = open_session(config, comm, console, threads, read_weights=not found, done=progress.position)
+        session = open_session(config, comm, console, read_weights=not found, done=progress.position)
         if found:
             progress = resumed(session, found)
         elif resume:
             console.line("no checkpoint was saved yet: starting from the beginning")
-        with Run(session, stop) as run:
+        with Run(session, stop, placements) as run:
             if not found:
                 run.save(progress)
                 run.flush()  # from here on there is something to resume

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from trainer import __version__
 from trainer.curriculum import Plan, Stage
 from trainer.evaluate.figures import stage_pictures
 from trainer.models.keras import tf
+from trainer.runtime.affinity import Placement
 from trainer.train.clock import peak_memory_bytes
 from trainer.train.run_dir import MetricsFile, read_events
 from trainer.train.session import Session
@@ -19,8 +20,8 @@ from trainer.train.session import Session
 class Recorder:
     """Writes events on rank 0 and remembers the finished stages on all ranks."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, session: Session, placements: Sequence[Placement]) -> None:
+        self._session, self._placements = session, placements
         self._path = session.config.output / "metrics.jsonl"
         self._file: MetricsFile | None = None
         self._board = tf.summary.create_noop_writer()
@@ -121,7 +122,7 @@ class Recorder:
             "stages_planned": len(config.curriculum),
             "stages": results,
             "final_network": results[-1]["final_network"] if results else None,
-            "ranks": self._session.ranks,
+            "ranks": [_place(p) for p in self._placements],
         }
 
     def close_file(self) -> None:
@@ -133,3 +134,7 @@ class Recorder:
         with self._on_board():
             pass
         self._board.close()
+
+
+def _place(p: Placement) -> dict[str, Any]:
+    return {"rank": p.rank, "host": p.host, "cpus": p.cpus, "threads": p.intra_op_threads}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn, Self
 
 from trainer.errors import CheckpointError, StoppedBySignal
 from trainer.runtime import on_root
+from trainer.runtime.affinity import Placement
 from trainer.train.agreement import require_agreement
 from trainer.train.checkpoint import Progress, digest, snapshot
 from trainer.train.checkpoints import CheckpointWriter
@@ -21,7 +22,7 @@ from trainer.train.step import TrainStep
 class Run:
     """One run on this rank. Only rank 0 writes; what needs all ranks says so."""
 
-    def __init__(self, session: Session, stop_request: StopRequest) -> None:
+    def __init__(self, session: Session, stop_request: StopRequest, placements: Sequence[Placement]) -> None:
         config = session.config
         self.session, self.stop_request = session, stop_request
         self.path, self.metrics_path = config.output, config.output / "metrics.jsonl"
@@ -30,7 +31,7 @@ class Run:
         self.step = TrainStep(*parts, seed=config.seed)
         self.total_steps = 0
         on_root(session.comm, lambda: write_settings(config, session.comm.world_size))
-        self.recorder = Recorder(session)
+        self.recorder = Recorder(session, placements)
         is_root = session.comm.rank == 0
         self._writer = CheckpointWriter(self.path, config.training.keep_checkpoints) if is_root else None
         self._last_save = time.monotonic()

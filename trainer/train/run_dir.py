@@ -19,7 +19,7 @@ from trainer.locking import flock
 
 MARK = "# resolved by widefield"
 """Begins the config.yaml that a run writes."""
-_OURS = ("config.yaml", "metrics.jsonl", "report.json", "report.md", "evaluation.json", "run.log")
+_OURS = ("config.yaml", "metrics.jsonl", "report.json", "report.md", "evaluation.json", "affinity.json", "run.log")
 _OUR_FOLDERS = ("checkpoints", "tensorboard", "figures", "bad_batches")
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import zlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -59,7 +57,6 @@ class Session:
     evaluator: Evaluator
     hashes: dict[str, str]
     """What all ranks must agree on and no step changes."""
-    ranks: list[dict[str, Any]]
 
     def plan(self, done: Position) -> Plan:
         """The stages in steps, from what is done on."""
@@ -124,7 +121,6 @@ def open_session(
     config: Config,
     comm: Comm,
     console: Console,
-    threads: int,
     *,
     read_weights: bool = True,
     done: Position = START,
@@ -167,7 +163,6 @@ def open_session(
         predict=make_predict(model),
         evaluator=Evaluator(config, index, store, comm, scoring_batches(config.curriculum)),
         hashes=hashes,
-        ranks=comm.gather(describe_rank(comm, config.runtime.intra_op_threads or threads)),
     )
 
 
@@ -224,11 +219,6 @@ def index_hash(index: PatchIndex) -> str:
     """A hash of where all patches lie and what they are."""
     columns = (index.slide, index.x, index.y, index.size, index.label_fractions)
     return digest_of([index.fingerprint, *(zlib.crc32(np.ascontiguousarray(c).data) for c in columns)])
-
-
-def describe_rank(comm: Comm, threads: int) -> dict[str, Any]:
-    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    return {"rank": comm.rank, "host": socket.gethostname(), "cpus": cpus, "threads": threads}
 
 
 def write_settings(config: Config, world_size: int) -> None:
