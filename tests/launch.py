@@ -11,9 +11,11 @@ ROOT = Path(__file__).resolve().parent.parent
 MPIRUN = Path(sys.executable).parent / "mpirun"
 
 
-def mpirun(num_ranks: int, *arguments: str | Path, timeout_s: int = 240, **environ: str) -> subprocess.CompletedProcess:
+def mpirun(
+    num_ranks: int, *arguments: str | Path, timeout_s: int = 240, binding: str | None = None, **environ: str
+) -> subprocess.CompletedProcess:
     """`mpirun -np N python ...` with a time limit; the caller looks at the exit status and the output."""
-    return _run(_mpirun_command(num_ranks, *arguments), timeout_s, environ)
+    return _run(_mpirun_command(num_ranks, *arguments, bind_to=binding), timeout_s, environ)
 
 
 def start_mpirun(num_ranks: int, *arguments: str | Path) -> subprocess.Popen:
@@ -31,10 +33,11 @@ def _start(command: list[str]) -> subprocess.Popen:
     return subprocess.Popen(command, env=_environment({}), cwd=ROOT, text=True, **streams)
 
 
-def _mpirun_command(num_ranks: int, *arguments: str | Path) -> list[str]:
+def _mpirun_command(num_ranks: int, *arguments: str | Path, bind_to: str | None = None) -> list[str]:
     launcher = str(MPIRUN) if MPIRUN.exists() else "mpirun"
     # more ranks than cores only where they do not compute; else each has a core, as runs insist on
     binding = ["--bind-to", "core"] if num_ranks <= len(os.sched_getaffinity(0)) else ["--oversubscribe"]
+    binding = ["--bind-to", bind_to] if bind_to else binding
     return [launcher, *binding, "-np", str(num_ranks), sys.executable, *map(str, arguments)]
 
 

@@ -98,6 +98,12 @@ class RunError(WidefieldError):
     kind = "RunError"
 
 
+class StudyError(WidefieldError):
+    """A scaling study's folder cannot be read or written, or its runs cannot be compared."""
+
+    kind = "StudyError"
+
+
 class StoppedBySignal(Exception):
     """Not an error: the run was asked to stop, has saved its state, and wants to be started again."""
 

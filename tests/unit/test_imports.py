@@ -12,13 +12,13 @@ LAYERS = [
     {"errors", "files", "locking", "quiet"},
     {"config"},
     {"slides", "launch"},
-    {"runtime"},
+    {"runtime", "scaling"},
     {"patches"},
     {"stores"},
     {"batches", "models", "curriculum", "inspect"},
     {"evaluate"},
     {"train"},
-    {"bench"},
+    {"bench", "doctor"},
     {"cli"},
 ]
 ROOMS = {
@@ -30,7 +30,7 @@ ROOMS = {
     "simplejpeg": {"slides", "stores"},
     "openslide": {"slides"},
     "tifffile": {"slides"},
-    "matplotlib": {"evaluate", "bench"},
+    "matplotlib": {"evaluate", "bench", "scaling"},
     "pyarrow": {"patches"},
 }
 FILES = sorted(ROOT.rglob("*.py"))

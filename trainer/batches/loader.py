@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -19,7 +19,7 @@ Batch = tuple[np.ndarray, np.ndarray]
 
 def prefetched(
     jobs_of_batches: Iterable[Sequence[Callable[[], Patch]]], threads: int, prefetch_batches: int
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Run each batch's jobs in a pool, at most `prefetch_batches` batches ahead; batches come out in order.
 
     A job's exception is raised where its batch would have come.

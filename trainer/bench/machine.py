@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from pathlib import Path
 
 
+def commit() -> str:
+    """Of this checkout, with `+` where files differ from it; 'unknown' outside of one."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        revision = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return revision.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
 def machine() -> str:
-    """Cores this process may use, processor, memory, system."""
+    """CPUs of this host, processor, memory, system."""
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{len(os.sched_getaffinity(0))} x {processor()}, {memory_gib:.0f} GiB, {platform.platform()}"
+    return f"{os.cpu_count()} x {processor()}, {memory_gib:.0f} GiB, {platform.platform()}"
 
 
 def processor() -> str:

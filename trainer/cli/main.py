@@ -10,12 +10,26 @@ import traceback
 from collections.abc import Sequence
 
 from trainer import __version__
-from trainer.cli import bench, config, evaluate, extract, index, inspect, make_slides, runs, train
+from trainer.cli import (
+    bench,
+    config,
+    doctor,
+    evaluate,
+    extract,
+    index,
+    inspect,
+    launch,
+    make_slides,
+    runs,
+    scaling,
+    submit,
+    train,
+)
 from trainer.errors import StoppedBySignal, WidefieldError
 from trainer.runtime.start import stop_all_ranks
 from trainer.runtime.world import detect_world
 
-COMMANDS = (make_slides, index, inspect, extract, train, evaluate, runs, config, bench)
+COMMANDS = (make_slides, index, inspect, extract, train, launch, submit, evaluate, scaling, runs, config, doctor, bench)
 
 _DESCRIPTION = """\
 Train segmentation networks on whole-slide images with a curriculum of growing patch sizes.
@@ -42,13 +56,16 @@ def make_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.add_arguments(sub)
-        sub.set_defaults(run=command.run)
+        sub.set_defaults(run=command.run, passes_on=getattr(command, "PASSES_ON", False))
     return parser
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse, with key.path=value overrides allowed after options too, which argparse alone refuses."""
     args, rest = parser.parse_known_args(argv)
+    if args.passes_on:  # what is not its own belongs to the command that it starts, in the order given
+        args.rest = rest
+        return args
     late = [a for a in rest if "=" in a and not a.startswith("-")]
     if len(late) < len(rest) or (late and not hasattr(args, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(a for a in rest if a not in late) or ' '.join(late)}")

@@ -3,10 +3,14 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainer.cli.common import OVERRIDES_HELP, add_config_arguments
 from trainer.config import Config, load_config
 from trainer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from trainer.train.signals import StopRequest
 
 NAME = "train"
 HELP = "train through the curriculum and write the report"
@@ -26,6 +30,12 @@ status 75: start it again with --resume. (Under mpirun send USR1: on TERM it giv
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser, optional=True)
     parser.add_argument("--resume", type=Path, metavar="RUN_DIR", help="go on from the newest checkpoint of a run")
+    parser.add_argument(
+        "--continue",
+        action="store_true",
+        dest="go_on",
+        help="go on with the run that the output directory holds; begin one where it holds none (requeued jobs)",
+    )
     parser.add_argument("--plan", action="store_true", help="print what the run would do, need and take, and stop")
     parser.add_argument("--world-size", type=_count, metavar="N", help="--plan: ranks to plan for (default 1)")
     parser.add_argument("--ranks-per-node", type=_count, metavar="N", help="--plan: ranks that share a node's memory")
@@ -44,20 +54,30 @@ def run(args: argparse.Namespace) -> None:
     if args.plan:
         _print_plan(config, args.world_size or 1, args.ranks_per_node or 1)
         return
-    from trainer.runtime import start_comm
+    from trainer.train.signals import StopRequest
+
+    with StopRequest() as stop:  # from here on: loading TensorFlow takes seconds, in which a warning may come
+        _train(config, stop, args)
+
+
+def _train(config: Config, stop: StopRequest, args: argparse.Namespace) -> None:
+    from trainer.runtime import on_root, start_comm
     from trainer.runtime.start import my_threads
     from trainer.train.loop import train
+    from trainer.train.run_dir import holds_run
     from trainer.train.session import configure_tensorflow
 
     threads = my_threads().intra_op
     comm = start_comm(config.runtime.backend, config.runtime.horovod)
     configure_tensorflow(config, threads, comm.local_rank)
-    train(config, comm, resume=args.resume is not None, overwrite=args.overwrite)
+    resume = args.resume is not None or (args.go_on and on_root(comm, lambda: holds_run(config.output)))
+    train(config, comm, stop, resume=resume, overwrite=args.overwrite)
 
 
 def _refuse_what_does_not_go_together(args: argparse.Namespace) -> None:
     mistakes = {
         "--overwrite with --resume": (args.overwrite and args.resume, "--resume goes on with a run, or --overwrite"),
+        "--continue with --overwrite": (args.go_on and args.overwrite, "--continue goes on with a run, or --overwrite"),
         "--plan with --resume": (args.plan and args.resume, f"--plan {args.resume}/config.yaml plans all of it"),
         "--world-size and --ranks-per-node without --plan": (
             (args.world_size or args.ranks_per_node) and not args.plan,

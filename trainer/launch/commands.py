@@ -9,6 +9,7 @@ from typing import Literal
 
 from trainer.errors import LaunchError
 from trainer.launch.plan import RankPlan
+from trainer.launch.topology import Topology
 
 Mpi = Literal["openmpi5", "openmpi4", "mpich", "unknown"]
 Launcher = Literal["srun", "mpirun"]
@@ -56,7 +57,7 @@ class Layout:
     num_nodes: int
     ranks: tuple[RankPlan, ...]
     """Of one node."""
-    num_sockets: int
+    node: Topology
 
     @property
     def world_size(self) -> int:
@@ -64,23 +65,49 @@ class Layout:
 
     @property
     def per_socket(self) -> int:
-        return max(1, len(self.ranks) // self.num_sockets)
+        return max(1, len(self.ranks) // len(self.node.sockets))
+
+    @property
+    def fills_sockets(self) -> bool:
+        """Whether each rank has one socket, and all of it."""
+        cores = min(len(self.node.cores_of(s)) for s in self.node.sockets)
+        return len(self.ranks) == len(self.node.sockets) and self.ranks[0].num_cores == cores
+
+    @property
+    def fills_node(self) -> bool:
+        """Whether one rank has the whole node."""
+        return len(self.ranks) == 1 and self.ranks[0].num_cores == self.node.num_cores
+
+    def describe(self) -> str:
+        """The plan in a line."""
+        rank = self.ranks[0]
+        place = "a GPU" if rank.gpu is not None else "a socket" if self.fills_sockets else "cores of one socket"
+        place = "a node" if len(rank.sockets) > 1 else place
+        spare = "one core left to Horovod" if rank.threads.comm_cpu is not None else "Horovod shares them"
+        return (
+            f"{self.num_nodes} node(s) of {self.node.describe()}: {self.world_size} rank(s), each on {place}: "
+            f"{rank.num_cores} core(s), {rank.threads.intra_op} thread(s), {spare}"
+        )
 
 
-def srun_command(layout: Layout, protocol: str) -> list[str]:
-    """`srun ...` up to the program. One rank per socket is bound to it, several to their cores in it."""
-    first = layout.ranks[0]
-    binding = "sockets" if len(layout.ranks) == layout.num_sockets else "cores"
+def srun_command(layout: Layout, protocol: str, cpus_per_node: int) -> list[str]:
+    """`srun ...` up to the program. One rank per socket is bound to it, others to their cores.
+
+    Args:
+      cpus_per_node: as Slurm counts them: hardware threads or cores, as the site has set it up.
+    """
     return [
         "srun",
         f"--mpi={protocol}",
         f"--nodes={layout.num_nodes}",
         f"--ntasks={layout.world_size}",
         f"--ntasks-per-node={len(layout.ranks)}",
-        f"--cpus-per-task={len(first.cpus)}",
-        f"--cpu-bind={binding}",
+        f"--cpus-per-task={cpus_per_node * layout.ranks[0].num_cores // layout.node.num_cores}",
+        f"--cpu-bind={'sockets' if layout.fills_sockets else 'cores'}",
         "--distribution=block:block",
-        "--kill-on-bad-exit=1",
+        # a rank that ends first, with 75 say, must not cost the others their last seconds, nor may they wait for ever
+        "--kill-on-bad-exit=0",
+        "--wait=60",
     ]
 
 
@@ -98,9 +125,9 @@ def mpirun_command(layout: Layout, mpi: Mpi) -> list[str]:
         )
     socket = "package" if mpi == "openmpi5" else "socket"
     command = ["mpirun", "-np", str(layout.world_size)]
-    if len(layout.ranks) == 1:
+    if layout.fills_node:
         return [*command, "--map-by", "ppr:1:node", "--bind-to", "none"]
-    if layout.per_socket == 1:
+    if layout.fills_sockets:
         return [*command, "--map-by", f"ppr:1:{socket}", "--bind-to", socket]
     cores = layout.ranks[0].num_cores
     return [*command, "--map-by", f"ppr:{layout.per_socket}:{socket}:PE={cores}", "--bind-to", "core"]

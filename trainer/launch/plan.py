@@ -44,59 +44,62 @@ class RankPlan:
     gpu: int | None
 
 
-def plan_threads(topology: Topology, num_ranks: int) -> Threads:
+def plan_threads(topology: Topology, world_size: int) -> Threads:
     """Threads of one rank, from the CPUs it may use, all of which `topology` holds.
 
     Args:
-      num_ranks: ranks of the run; a single one exchanges nothing.
+      world_size: ranks of the run; a single one exchanges nothing.
     """
     cores = [core for socket in topology.sockets for core in topology.cores_of(socket)]
-    if num_ranks == 1 or len(cores) < SPARE_CORE_FROM:
+    if world_size == 1 or len(cores) < SPARE_CORE_FROM:
         return Threads(len(cores), None)
     return Threads(len(cores) - 1, topology.cpus_of(cores[-1:])[0])
 
 
-def plan_node(topology: Topology, num_ranks: int | None = None) -> tuple[RankPlan, ...]:
+def plan_node(
+    topology: Topology, num_ranks: int | None = None, *, num_nodes: int = 1, cores_per_rank: int | None = None
+) -> tuple[RankPlan, ...]:
     """Places for the ranks of one node: sockets are filled evenly, no rank crosses one, no core is shared.
 
     Args:
       num_ranks: ranks on this node; None: one per GPU where there are GPUs, else one per socket.
+      num_nodes: nodes of this shape in the run; a run of one rank has nothing to exchange.
+      cores_per_rank: None: as many as there are. A single rank with fewer than the node has stays on one socket.
     Raises:
       LaunchError: more ranks than cores, or a number that does not divide among the sockets.
     """
     sockets, num_gpus = topology.sockets, len(topology.gpu_numa)
     ranks = num_ranks or num_gpus or len(sockets)
-    fewest = min(len(topology.cores_of(s)) for s in sockets)
-    if ranks == 1:
-        return (_rank(topology, 0, sockets, [c for s in sockets for c in topology.cores_of(s)], 1),)
-    if ranks % len(sockets):
+    if ranks == 1 and cores_per_rank is None:
+        return (_rank(topology, 0, sockets, [c for s in sockets for c in topology.cores_of(s)], num_nodes),)
+    if ranks > 1 and ranks % len(sockets):
         better = max(len(sockets), ranks - ranks % len(sockets))
         raise LaunchError(
             f"{ranks} ranks do not divide among {len(sockets)} sockets: one would cross a socket or have fewer cores",
             where=topology.describe(),
             fix=f"use {better} or {better + len(sockets)} ranks",
         )
-    per_socket = ranks // len(sockets)
-    if per_socket > fewest:
+    per_socket = max(1, ranks // len(sockets))
+    fewest = min(len(topology.cores_of(s)) for s in sockets)
+    needed = per_socket * (cores_per_rank or 1)
+    if needed > fewest:
+        each = f" of {cores_per_rank} cores" if cores_per_rank else ""
         raise LaunchError(
-            f"{ranks} ranks are more than the {fewest * len(sockets)} cores, and ranks that share one wait",
+            f"{ranks} ranks{each} are more than the {topology.num_cores} cores here, and ranks that share one wait",
             where=topology.describe(),
-            fix=f"use at most {fewest * len(sockets)} ranks on this node",
+            fix=f"use at most {fewest // (cores_per_rank or 1) * len(sockets)} ranks on this node",
         )
     share = fewest // per_socket
-    return tuple(
-        _rank(
-            topology,
-            local_rank,
-            (sockets[local_rank // per_socket],),
-            topology.cores_of(sockets[local_rank // per_socket])[local_rank % per_socket * share :][:share],
-            ranks,
-        )
-        for local_rank in range(ranks)
-    )
+
+    def cores(local_rank: int) -> list[int]:
+        first = local_rank % per_socket * share
+        return topology.cores_of(sockets[local_rank // per_socket])[first:][: cores_per_rank or share]
+
+    places = [((sockets[r // per_socket],), cores(r)) for r in range(ranks)]
+    return tuple(_rank(topology, r, socket, mine, ranks * num_nodes) for r, (socket, mine) in enumerate(places))
 
 
-def _rank(topology: Topology, local_rank: int, sockets: tuple[int, ...], cores: list[int], num_ranks: int) -> RankPlan:
+def _rank(topology: Topology, local_rank: int, sockets: tuple[int, ...], cores: list[int], world_size: int) -> RankPlan:
     cpus = topology.cpus_of(cores)
     num_gpus = len(topology.gpu_numa)
     return RankPlan(
@@ -104,7 +107,7 @@ def _rank(topology: Topology, local_rank: int, sockets: tuple[int, ...], cores: 
         sockets=sockets,
         cpus=cpus,
         num_cores=len(cores),
-        threads=plan_threads(topology.restricted(cpus), num_ranks),
+        threads=plan_threads(topology.restricted(cpus), world_size),
         gpu=local_rank % num_gpus if num_gpus else None,
     )
 

@@ -1,7 +1,7 @@
 """The shape of a node: hardware threads, cores, sockets, NUMA domains and GPUs.
 
-The text form is that of `lscpu -p=CPU,CORE,SOCKET,NODE`, with a line `gpu,INDEX,NODE` for each GPU: a node's shape can be
-recorded there (`widefield doctor --topology`) and planned for on a laptop.
+The text form is that of `lscpu -p=CPU,CORE,SOCKET,NODE`, with a line `gpu,INDEX,NODE` for each GPU. So a node's shape
+can be recorded there (`widefield doctor --topology`) and planned for on a laptop.
 """
 
 from __future__ import annotations
@@ -42,6 +42,10 @@ class Topology:
     def sockets(self) -> tuple[int, ...]:
         return tuple(sorted({c.socket for c in self.cpus}))
 
+    @property
+    def num_cores(self) -> int:
+        return len({c.core for c in self.cpus})
+
     def cores_of(self, socket: int) -> list[int]:
         """Physical cores of a socket, NUMA domain by NUMA domain."""
         return list(dict.fromkeys(c.core for c in self.cpus if c.socket == socket))
@@ -59,7 +63,7 @@ class Topology:
     def describe(self) -> str:
         """'2 sockets x 24 cores, 2 threads a core, 4 NUMA domains, 4 GPUs'."""
         cores = {len(self.cores_of(s)) for s in self.sockets}
-        threads, num_cores = len(self.cpus), len({c.core for c in self.cpus})
+        threads, num_cores = len(self.cpus), self.num_cores
         numa = len({c.numa for c in self.cpus})
         parts = [f"{_count(len(self.sockets), 'socket')} x {_count(max(cores), 'core')}"]
         if len(cores) > 1:

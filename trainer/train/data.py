@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from trainer.batches.loader import Batch, prefetched, training_jobs
 from trainer.batches.order import positions_of_rank
@@ -10,7 +10,7 @@ from trainer.curriculum import Stage
 from trainer.train.session import Session
 
 
-def stage_batches(session: Session, stage: Stage) -> Iterator[Batch]:
+def stage_batches(session: Session, stage: Stage) -> Generator[Batch]:
     """What this rank trains on at each step that is left of a stage."""
     config = session.config
     places = (

@@ -24,9 +24,11 @@ from trainer.train.session import open_session, write_settings
 from trainer.train.signals import StopRequest
 
 
-def train(config: Config, comm: Comm, *, resume: bool = False, overwrite: bool = False) -> Path:
+def train(config: Config, comm: Comm, stop: StopRequest, *, resume: bool = False, overwrite: bool = False) -> Path:
     """Train through the whole curriculum; returns the run directory with its report.
 
+    Args:
+      stop: what has asked this rank to stop; it listens since before TensorFlow was loaded.
     Raises:
       StoppedBySignal: SIGTERM or SIGUSR1 came; the state is saved and the run can be resumed.
     """
@@ -34,28 +36,27 @@ def train(config: Config, comm: Comm, *, resume: bool = False, overwrite: bool =
     lock = on_root(comm, lambda: _claim(config, comm, resume=resume, overwrite=overwrite))
     console = Console(comm.rank == 0, config.output / "run.log", live=comm.world_size == 1)
     record_placement(placements, comm, console, config.output)
-    with StopRequest() as stop:
-        found = find_checkpoint(comm, config.output, console) if resume else None
-        progress = found.progress if found else Progress(START, comm.world_size)
-        session = open_session(config, comm, console, read_weights=not found, done=progress.position)
-        if found:
-            progress = resumed(session, found)
-        elif resume:
-            console.line("no checkpoint was saved yet: starting from the beginning")
-        with Run(session, stop, placements) as run:
-            if not found:
-                run.save(progress)
-                run.flush()  # from here on there is something to resume
-            run.begin(progress)
-            while progress.position.stage < len(config.curriculum):
-                try:
-                    progress = run_stage(run, progress)
-                except LossNotFinite as bad:
-                    progress = roll_back(run, bad)
-                    run.begin(progress)
-            run.require_saved(progress)
-            run.recorder.end(progress.position.step)
-        console.line(f"report: {config.output / 'report.md'}")
+    found = find_checkpoint(comm, config.output, console) if resume else None
+    progress = found.progress if found else Progress(START, comm.world_size)
+    session = open_session(config, comm, console, read_weights=not found, done=progress.position)
+    if found:
+        progress = resumed(session, found)
+    elif resume:
+        console.line("no checkpoint was saved yet: starting from the beginning")
+    with Run(session, stop, placements) as run:
+        if not found:
+            run.save(progress)
+            run.flush()  # from here on there is something to resume
+        run.begin(progress)
+        while progress.position.stage < len(config.curriculum):
+            try:
+                progress = run_stage(run, progress)
+            except LossNotFinite as bad:
+                progress = roll_back(run, bad)
+                run.begin(progress)
+        run.require_saved(progress)
+        run.recorder.end(progress.position.step)
+    console.line(f"report: {config.output / 'report.md'}")
     console.close()
     del lock  # held until here by rank 0; the kernel frees it with the process
     return config.output

@@ -46,7 +46,7 @@ def claim_run(path: Path, *, resume: bool, overwrite: bool) -> int:
             f"is being written by {holder}", where=str(path), fix="wait for it, or use output=SOME/OTHER/DIR"
         )
     if not resume:
-        if _holds_run(path) and not overwrite:
+        if holds_run(path) and not overwrite:
             os.close(lock)
             raise RunError("holds a run already", where=str(path), fix="--resume, --overwrite, or output=OTHER/DIR")
         clear_run(path)
@@ -55,7 +55,7 @@ def claim_run(path: Path, *, resume: bool, overwrite: bool) -> int:
     return lock
 
 
-def _holds_run(path: Path) -> bool:
+def holds_run(path: Path) -> bool:
     """False also where one has written its settings and never began: it was stopped while it indexed slides, say."""
     settings = path / "config.yaml"
     if not settings.exists():
