@@ -8,7 +8,6 @@ memory`, slides and stores are `make bench-data`, curricula are `tools/bench_cur
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import time
@@ -16,16 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trainer.bench.machine import machine, processor
+from trainer.bench.machine import folder_of, machine, processor
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA, RUNS = ROOT / "data" / "bench", ROOT / "runs" / "bench"
 MPIRUN = Path(sys.executable).parent / "mpirun"
-
-
-def folder_of(processor: str) -> str:
-    """'Intel(R) Xeon(R) Processor' -> 'intel-xeon'."""
-    return "-".join(re.findall(r"[a-z0-9]+", re.sub(r"\(.*?\)|processor", " ", processor.lower())))
 
 
 OUT = ROOT / "results" / "bench" / folder_of(processor())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 
@@ -29,3 +30,8 @@ def processor() -> str:
     """The name that the processor gives itself."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), platform.processor())
+
+
+def folder_of(processor: str) -> str:
+    """'Intel(R) Xeon(R) Processor' -> 'intel-xeon'."""
+    return "-".join(re.findall(r"[a-z0-9]+", re.sub(r"\(.*?\)|processor", " ", processor.lower())))

@@ -19,6 +19,7 @@ from trainer.config import Config, dump_config
 from trainer.errors import StudyError
 from trainer.launch.launcher import layout_here
 from trainer.patches.index import digest
+from trainer.scaling.inputs import write_inputs
 from trainer.scaling.records import Point, RunRecord
 from trainer.scaling.study import write_run
 from trainer.scaling.wish import Wish, points_of
@@ -76,6 +77,7 @@ def measure_here(task: Assignment) -> None:
 
     threads, revision = my_threads().intra_op, commit()  # before MPI starts: a process should not fork after
     from trainer.bench.scaling import measure_points
+    from trainer.bench.scaling_inputs import measure_inputs
     from trainer.runtime.affinity import problems_of
     from trainer.train.placement import check_placement
     from trainer.train.session import configure_tensorflow
@@ -89,6 +91,9 @@ def measure_here(task: Assignment) -> None:
     problems, settings = problems_of(placements), dump_config(task.config)
     affinity = json.dumps({"problems": problems, "ranks": [p.as_json() for p in placements]}, indent=1) + "\n"
     say: Callable[[str], None] = _say if comm.rank == 0 else lambda text: None
+    if task.wish.model_inputs and comm.world_size > 1:
+        inputs = measure_inputs(task.config, comm, task.wish, points, say)
+        on_root(comm, partial(write_inputs, task.study, inputs))
     for measured in measure_points(task.config, comm, points, task.wish.effort, say):
         point, payload = measured.point, measured.allreduce_bytes
         record = task.record(point, hosts, revision, payload, wire_bytes(payload, comm.world_size))

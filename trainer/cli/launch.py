@@ -24,7 +24,7 @@ _COMMANDS = ("train", "evaluate", "extract", "index", "doctor", "scaling")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "widefield launch [--ranks N] [--cores-per-rank N] [--launcher L] [--dry-run] [COMMAND] CONFIG [options of COMMAND]"
+    parser.usage = "widefield launch [--ranks N] [--launcher L] [--dry-run] [COMMAND] CONFIG [options of COMMAND]"
     parser.add_argument("--ranks", type=int, metavar="N", help="ranks in all (default: one per GPU, else per socket)")
     parser.add_argument("--cores-per-rank", type=int, metavar="N", help="fewer than there are, to compare with others")
     parser.add_argument("--launcher", choices=("auto", "srun", "mpirun"), help="what starts the ranks (default: auto)")

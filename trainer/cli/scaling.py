@@ -64,6 +64,8 @@ def _add_wish(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--warmup", type=int, default=2, metavar="N", help="steps before those counted (default 2)")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="default 5")
     parser.add_argument("--steps", type=int, default=4, metavar="N", help="counted steps of each repeat (default 4)")
+    parser.add_argument("--model-inputs", action="store_true", help="also measure what `widefield scaling model` needs")
+    parser.add_argument("--command", default="", help=argparse.SUPPRESS)
     parser.add_argument("--network", default="", metavar="TEXT", help="what joins the ranks, in words, for the report")
 
 
@@ -87,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
     args.action(args)
 
 
-def _task(args: argparse.Namespace, command: str = "") -> Assignment:
+def _task(args: argparse.Namespace) -> Assignment:
     from trainer.bench.scaling_study import Assignment
     from trainer.scaling.wish import Effort, Wish
 
@@ -99,8 +101,9 @@ def _task(args: argparse.Namespace, command: str = "") -> Assignment:
         compressions=args.compressions,
         data=args.data,
         effort=Effort(args.warmup, args.repeats, args.steps),
+        model_inputs=args.model_inputs,
     )
-    return Assignment(config_of(args), wish, args.study, args.network, command)
+    return Assignment(config_of(args), wish, args.study, args.network, args.command)
 
 
 def _options(args: argparse.Namespace) -> list[str]:
@@ -119,7 +122,7 @@ def _options(args: argparse.Namespace) -> list[str]:
         "network": args.network or None,
     }
     words = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
-    return [args.config, *args.overrides, *words]
+    return [args.config, *args.overrides, *words, *(["--model-inputs"] if args.model_inputs else [])]
 
 
 def _joined(items: Sequence[object] | None) -> str | None:
@@ -129,15 +132,23 @@ def _joined(items: Sequence[object] | None) -> str | None:
 def _run(args: argparse.Namespace) -> None:
     from trainer.bench.scaling_study import run_study
 
-    run_study(_task(args), args.ranks or [None], _options(args))
+    args.command = _typed(args.ranks, _options(args))
+    run_study(_task(args), args.ranks or [None], [*_options(args), "--command", args.command])
     if "SLURM_JOB_ID" not in os.environ:  # a study's jobs may end together: who has sent them asks for the report
         _report(args)
+
+
+def _typed(ranks: Sequence[int] | None, options: Sequence[str]) -> str:
+    """What measures these points again."""
+    if nodes := os.environ.get("SLURM_JOB_NUM_NODES"):
+        return shlex.join(["sbatch", f"--nodes={nodes}", "slurm/scaling.sbatch", *options])
+    return shlex.join(["widefield", "scaling", "run", *options, *(["--ranks", _joined(ranks) or ""] if ranks else [])])
 
 
 def _point(args: argparse.Namespace) -> None:
     from trainer.bench.scaling_study import measure_here
 
-    measure_here(_task(args, shlex.join(["widefield", "scaling", "run", *_options(args)])))
+    measure_here(_task(args))
 
 
 def _submit(args: argparse.Namespace) -> None:

@@ -15,14 +15,26 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 from trainer.scaling.efficiency import Spread
 from trainer.scaling.lines import Line, shared_and_own
 
-STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "widefield"}
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "widefield",
+}
 """Settings of matplotlib to draw with; a fixed salt gives an SVG the same bytes every time."""
 IDEAL: dict[str, Any] = {"linestyle": "--", "linewidth": 0.9, "color": "black", "zorder": 1}
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito, Color Universal Design (2008): told apart by colour-blind readers. Its yellow is too pale on white."""
 _MARKERS = "os^Dv<>P"
 _MAX_TICKS = 12
-_CHARACTERS_PER_INCH = 15
+_SUBDIVISIONS = (
+    (3, (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)),
+    (12, (1, 2, 3, 4, 5, 6, 8)),
+    (1000, (1, 2, 5)),
+    (float("inf"), (1,)),
+)
+"""Ticks of a logarithmic axis within a decade, where its ends differ by less than a factor."""
+_CHARACTERS_PER_INCH = 12
 """Of a title at 10 points, rather too few than too many."""
 
 
@@ -70,7 +82,7 @@ def log_axis(axis: Axes) -> None:
     """y: logarithmic with plain numbers, and enough of them also within one decade."""
     axis.set_yscale("log")
     low, high = axis.get_ylim()
-    subs = (1, 2, 3, 4, 5, 6, 8) if high < 10 * low else (1, 2, 5) if high < 1000 * low else (1,)
+    subs = next(subs for span, subs in _SUBDIVISIONS if high < span * low)
     axis.yaxis.set_major_locator(LogLocator(subs=subs))
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.yaxis.set_minor_formatter(NullFormatter())
@@ -100,7 +112,7 @@ def legend(figure: Figure, note: str) -> None:
     handles = {label: h for axis in figure.axes for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     if any(a.lines for a in figure.axes):
         handles["ideal"] = Line2D([], [], **IDEAL)
-    columns = max(1, int(figure.get_figwidth() * _CHARACTERS_PER_INCH) // (max(map(len, handles)) + 8))
+    columns = max(1, int(figure.get_figwidth() * _CHARACTERS_PER_INCH) // (max(map(len, handles)) + 5))
     figure.legend(
         handles.values(),
         handles.keys(),

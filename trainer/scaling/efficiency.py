@@ -107,8 +107,10 @@ def _result(record: RunRecord, steps: Steps, records: Sequence[RunRecord], speed
 
 
 def _breakdown(steps: Steps, ranks: slice | int) -> Breakdown:
-    parts = [float(a[:, :, ranks].mean()) for a in (steps.compute_s, steps.allreduce_s, steps.wait_s)]
-    return Breakdown(*parts, rest_s=float(steps.step_s[:, :, ranks].mean()) - sum(parts))
+    compute, allreduce, wait, step = (
+        float(a[:, :, ranks].mean()) for a in (steps.compute_s, steps.allreduce_s, steps.wait_s, steps.step_s)
+    )
+    return Breakdown(compute, allreduce, wait, step - compute - allreduce - wait)
 
 
 def _base(record: RunRecord, records: Sequence[RunRecord], world_size: int) -> RunRecord | None:

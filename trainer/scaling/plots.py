@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from trainer.scaling.drawing import (
@@ -21,7 +22,7 @@ from trainer.scaling.drawing import (
     shifts,
     title,
 )
-from trainer.scaling.efficiency import Efficiency, Result
+from trainer.scaling.efficiency import Breakdown, Efficiency, Result
 from trainer.scaling.lines import Line, lines_of, shared_and_own
 
 _PARTS = (
@@ -37,7 +38,7 @@ BaseOf = Callable[[Line, Result], Efficiency | None]
 
 def draw_figures(results: Sequence[Result]) -> dict[str, bytes]:
     """PNG and SVG of each figure by file name, such as `weak-throughput.png`; the same bytes for the same results."""
-    files = {}
+    files: dict[str, bytes] = {}
     with matplotlib.rc_context(STYLE):
         for mode, compared in (("weak", "weak-efficiency"), ("strong", "strong-speed-up")):
             lines = lines_of([r for r in results if r.record.point.mode == mode])
@@ -62,7 +63,7 @@ def throughput(lines: Sequence[Line]) -> Figure:
     log_axis(axis)
     axis.set_ylabel("throughput of all ranks (Mpx/s)")
     title(figure, lines, "throughput")
-    legend(figure, f"{_SPREAD}; ideal: from the line's smallest run")
+    legend(figure, f"{_SPREAD}; ideal: from the smallest")
     return figure
 
 
@@ -94,24 +95,32 @@ def against_bases(lines: Sequence[Line], is_speed_up: bool) -> Figure | None:
 
 
 def breakdown(lines: Sequence[Line]) -> Figure:
-    """Where the time of a step goes, a panel for each line and a bar for each run, as the mean over ranks."""
+    """Where the time of a step goes, a panel for each line and a bar for each run, as the mean over ranks.
+
+    Weak: seconds. Strong: shares, for steps that grow ever shorter would leave nothing to see.
+    """
+    is_strong = lines[0].point.mode == "strong"
     figure, axes = panels(len(lines), width=3.3, height=2.4, columns=3)
     for axis, line, name in zip(axes, lines, shared_and_own(lines)[1], strict=True):
-        bottoms = [0.0] * len(line.results)
-        for part, label, colour in _PARTS:
-            heights = [max(0.0, getattr(r.mean_rank, part)) for r in line.results]
-            axis.bar(range(len(heights)), heights, 0.75, bottoms, color=colour, label=label)
-            bottoms = [b + h for b, h in zip(bottoms, heights, strict=True)]
-        crowded = len(line.ranks) > 8
-        axis.set_xticks(range(len(line.ranks)), [str(n) for n in line.ranks], size=7 if crowded else 9)
-        axis.set_xlim(-0.8, max(3, len(line.ranks)) - 0.2)
-        axis.set_ylim(0, 1.05 * _tallest(lines, like=line))
+        _draw_bars(axis, [r.mean_rank for r in line.results], is_strong)
+        axis.set_xticks(range(len(line.ranks)), [str(n) for n in line.ranks], size=7 if len(line.ranks) > 8 else 9)
+        margin = max(0.8, 2.3 - len(line.ranks) / 2)  # two bars do not fill a panel
+        axis.set_xlim(-margin, len(line.ranks) - 1 + margin)
+        axis.set_ylim(0, 1.0 if is_strong else 1.05 * _tallest(lines, like=line))
         axis.set_title(name, fontsize=9)
         axis.set_xlabel("ranks")
-        axis.set_ylabel("time of a step (s)")
+        axis.set_ylabel("share of a step" if is_strong else "time of a step (s)")
     title(figure, lines, "where the time of a step goes")
     legend(figure, "mean over ranks and steps")
     return figure
+
+
+def _draw_bars(axis: Axes, steps: Sequence[Breakdown], is_share: bool) -> None:
+    bottoms = [0.0] * len(steps)
+    for part, label, colour in _PARTS:
+        heights = [max(0.0, getattr(s, part)) / (s.step_s if is_share else 1.0) for s in steps]
+        axis.bar(range(len(steps)), heights, 0.75, bottoms, color=colour, label=label)
+        bottoms = [b + h for b, h in zip(bottoms, heights, strict=True)]
 
 
 def _compared(lines: Sequence[Line]) -> list[tuple[str, BaseOf, list[tuple[Line, dict[str, Any]]]]]:

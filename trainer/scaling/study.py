@@ -13,11 +13,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from trainer.errors import StudyError
 from trainer.files import replace_content
+from trainer.scaling.inputs import MODEL
 from trainer.scaling.records import Run, RunRecord, Study
 from trainer.scaling.steps import Steps, as_csv, read_steps
 
 FIGURES = "figures"
-"""The one folder of a study that is no run, beside those whose name begins with a dot."""
+"""Folder of a study that is no run, as `model/` and those whose name begins with a dot are none."""
 _RECORD = TypeAdapter(RunRecord)
 
 
@@ -70,7 +71,9 @@ def read_study(folder: Path) -> Study:
     """
     if not folder.is_dir():
         raise StudyError("no such folder", where=str(folder), fix="give the folder of a study: results/SYSTEM/STUDY")
-    folders = [p for p in folder.iterdir() if p.is_dir() and p.name != FIGURES and not p.name.startswith(".")]
+    folders = [
+        p for p in folder.iterdir() if p.is_dir() and p.name not in (FIGURES, MODEL) and not p.name.startswith(".")
+    ]
     if not folders:
         raise StudyError("holds no runs", where=str(folder), fix="widefield scaling run or submit measures them")
     runs = sorted((_read_run(p) for p in folders), key=lambda r: r.point.order)

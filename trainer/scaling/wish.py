@@ -32,6 +32,8 @@ class Wish:
     compressions: tuple[Literal["none", "fp16", "bf16"], ...]
     data: tuple[Literal["memory", "slides"], ...]
     effort: Effort
+    model_inputs: bool = False
+    """Also measure what the performance model needs."""
 
 
 def points_of(config: Config, wish: Wish, world_size: int, num_nodes: int) -> list[Point]:

@@ -1,0 +1,179 @@
+"""Predict the time of a step on N nodes from what one rank and one network were measured to do. Pure.
+
+The step of a rank is a time line. The backward pass makes gradients ready bucket by bucket, last layers first; a bucket
+travels when it is ready and the one before has arrived; the step ends when all have arrived and the optimiser is done.
+
+What a bucket takes to travel has two parts. *Host work* (casting, copying, adding, the network stack) needs a core; the
+rest is waiting for the wire. Where a rank has a core to spare both hide behind computing; where it has none, host work
+is taken from computing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
+
+import numpy as np
+
+Seconds = Callable[[float], float]
+"""Bytes of float32 gradients -> seconds."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One rank's step without communication, measured on as many ranks at once as a node has."""
+
+    patch_size: int
+    local_batch_size: int
+    ready_s: tuple[float, ...]
+    """When each bucket's last gradient is there, after the start of the step; median."""
+    bucket_bytes: tuple[float, ...]
+    """Of float32 gradients, in the same order."""
+    step_s: float
+    """The whole step, median."""
+    spread: float
+    """Standard deviation of the logarithm of step times, over steps and ranks."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """All-reduce alone, measured: float32 bytes -> seconds, for one compression on one network."""
+
+    num_bytes: tuple[float, ...]
+    """Ascending."""
+    seconds: tuple[float, ...]
+
+    def __call__(self, num_bytes: float) -> float:
+        """Between two measured sizes a straight line; beyond the largest its slope, below the smallest its time."""
+        x, y = np.array(self.num_bytes), np.array(self.seconds)
+        if num_bytes > x[-1] and len(x) > 1:
+            return float(y[-1] + (num_bytes - x[-1]) * (y[-1] - y[-2]) / (x[-1] - x[-2]))
+        return float(np.interp(num_bytes, x, y))
+
+    def line(self) -> tuple[float, float]:
+        """(seconds at no bytes, seconds per byte): least squares of relative errors."""
+        x, y = np.array(self.num_bytes), np.array(self.seconds)
+        design = np.stack([np.ones_like(x), x], axis=1) / y[:, None]
+        latency, per_byte = np.linalg.lstsq(design, np.ones_like(y), rcond=None)[0]
+        return max(0.0, float(latency)), max(0.0, float(per_byte))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One step, in seconds."""
+
+    step_s: float
+    compute_s: float
+    """Of the slowest rank."""
+    exposed_s: float
+    """All-reduce that computing does not hide, and host work that it loses its core to."""
+
+
+def predict_step(profile: Profile, travel: Seconds, host: Seconds, world_size: int, *, spare_core: bool) -> Prediction:
+    """The step of `world_size` ranks, each of which computes as `profile` says.
+
+    Args:
+      travel: how long a bucket takes, host work included.
+      host: how long of that a core is busy.
+      spare_core: a core that computing does not use carries the host work.
+    """
+    slow = slowest_of(world_size, profile.spread)
+    compute = profile.step_s * slow
+    if world_size == 1:
+        return Prediction(compute, compute, 0.0)
+    stolen, arrived = 0.0, 0.0
+    for ready, size in zip(profile.ready_s, profile.bucket_bytes, strict=True):
+        arrived = max(ready * slow + stolen, arrived) + travel(size)
+        stolen += 0.0 if spare_core else min(host(size), travel(size))
+    last_ready = profile.ready_s[-1] * slow
+    rest = compute - last_ready  # the optimiser
+    step = max(arrived, last_ready + stolen) + rest
+    return Prediction(step, compute, step - compute)
+
+
+def slowest_of(world_size: int, spread: float) -> float:
+    """How much longer than the median the slowest of so many ranks takes, if logarithms of step times are normal.
+
+    The expected largest of n normal numbers by Blom's approximation (1958): the quantile (n - 3/8) / (n + 1/4).
+    """
+    if world_size == 1:
+        return 1.0
+    return float(np.exp(spread * NormalDist().inv_cdf((world_size - 0.375) / (world_size + 0.25))))
+
+
+@dataclass(frozen=True)
+class Network:
+    """A machine that was not measured, in figures from its data sheet."""
+
+    name: str
+    latency_s: float
+    """Of one message between two nodes."""
+    bytes_per_s: float
+    """What a node sends while it receives as much."""
+    memory_bytes_per_s: float
+    """The same between two ranks of a node."""
+    ranks_per_node: int
+    compute_speed: float
+    """How many times as fast as the measured rank one of its ranks computes."""
+    host_speed: float
+    """The same for host work."""
+    spare_core: bool
+
+
+def ring_s(network: Network, wire_bytes: float, num_nodes: int) -> float:
+    """All ranks in one ring (Patarasuk and Yuan 2009): 2 (p - 1) messages of 1/p of the bytes over the slowest link."""
+    ranks = num_nodes * network.ranks_per_node
+    if ranks == 1:
+        return 0.0
+    bandwidth = network.bytes_per_s if num_nodes > 1 else network.memory_bytes_per_s
+    latency = network.latency_s if num_nodes > 1 else 0.0
+    return 2 * (ranks - 1) * (latency + wire_bytes / ranks / bandwidth)
+
+
+def hierarchical_s(network: Network, wire_bytes: float, num_nodes: int) -> float:
+    """Added up within each node, a ring over the nodes, spread within each node."""
+    local = network.ranks_per_node
+    within = 2 * (local - 1) / local * wire_bytes / network.memory_bytes_per_s
+    if num_nodes == 1:
+        return within
+    return within + 2 * (num_nodes - 1) * (network.latency_s + wire_bytes / num_nodes / network.bytes_per_s)
+
+
+Algorithm = Literal["ring", "hierarchical"]
+ALGORITHMS: dict[Algorithm, Callable[[Network, float, int], float]] = {"ring": ring_s, "hierarchical": hierarchical_s}
+
+
+def extrapolate(
+    profile: Profile, host: Curve, width: float, network: Network, num_nodes: int, algorithm: Algorithm
+) -> Prediction:
+    """The step on a network that was not measured.
+
+    Args:
+      host: all-reduce of two ranks over memory, which is host work alone; with more ranks a rank sends and adds up to
+        twice as many bytes.
+      width: bytes on the wire per byte of float32: 1 without compression, 0.5 with fp16 and bf16.
+    """
+    ranks = num_nodes * network.ranks_per_node
+    faster = Profile(
+        profile.patch_size,
+        profile.local_batch_size,
+        tuple(t / network.compute_speed for t in profile.ready_s),
+        profile.bucket_bytes,
+        profile.step_s / network.compute_speed,
+        profile.spread,
+    )
+
+    def host_s(num_bytes: float) -> float:
+        return host(num_bytes) * 2 * (ranks - 1) / ranks / network.host_speed
+
+    def travel_s(num_bytes: float) -> float:
+        return host_s(num_bytes) + ALGORITHMS[algorithm](network, num_bytes * width, num_nodes)
+
+    return predict_step(faster, travel_s, host_s, ranks, spare_core=network.spare_core)
+
+
+def efficiencies(steps: Sequence[float]) -> list[float]:
+    """Weak-scaling efficiency of predicted steps against the first."""
+    return [steps[0] / step for step in steps]
