@@ -58,6 +58,14 @@ test-long: setup $(REAL_SLIDE) ## what takes minutes: runs killed again and agai
 	$(BIN)/python -m pytest -m long tests/fuzz
 	$(BIN)/python -m pytest -m long
 
+SLURM_PACKAGES := slurm-wlm munge libpmix-dev iproute2 util-linux
+
+.PHONY: test-slurm
+test-slurm: setup ## the job scripts on a real Slurm of virtual hosts; as root it installs Debian's packages for that
+	@if [ "$$(id -u)" = 0 ] && ! dpkg -s $(SLURM_PACKAGES) >/dev/null 2>&1; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(SLURM_PACKAGES) >/dev/null; fi
+	WIDEFIELD_NEED_SLURM=$$([ "$$(id -u)" != 0 ] || echo 1) $(BIN)/python -m pytest tests/slurm --timeout 600
+
 .PHONY: lint
 lint: setup ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .
@@ -76,6 +84,10 @@ bench: setup ## measure step, weak scaling, loop and checkpoint here; writes a f
 .PHONY: bench-data
 bench-data: setup $(REAL_SLIDE) ## measure reading, stores, extraction and indexing; writes results/bench-data/
 	$(BIN)/python tools/bench_data.py
+
+.PHONY: bench-network
+bench-network: setup ## scaling studies on the virtual Slurm over networks of three speeds; as root; writes results/
+	$(BIN)/python tools/bench_network.py
 
 .PHONY: ci
 ci: ## exactly what CI runs

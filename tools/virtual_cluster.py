@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Self
 
 PROGRAMS = ("slurmctld", "slurmd", "srun", "munged", "ip", "tc", "nsenter", "unshare", "taskset", "lscpu")
-PMIX = Path("/usr/lib/x86_64-linux-gnu/libpmix.so")
+LIBRARIES = Path("/usr/lib")
 NETWORK, BRIDGE = "10.77.0", "widefield-br"
 
 
@@ -58,12 +58,18 @@ def why_not() -> str | None:
     """What keeps a cluster from starting here; None where nothing does."""
     if os.geteuid() != 0:
         return "it needs root: network namespaces and mounts"
-    missing = [p for p in PROGRAMS if not shutil.which(p)] + ([] if PMIX.exists() else [str(PMIX)])
+    missing = [p for p in PROGRAMS if not shutil.which(p)]
+    missing += [] if pmix_library() else ["libpmix.so"]
     if missing:
         return f"{', '.join(missing)} missing: apt install slurm-wlm munge libpmix-dev iproute2"
     if not {0, 1} <= os.sched_getaffinity(0):
         return "it needs CPUs 0 and 1"
     return None
+
+
+def pmix_library() -> Path | None:
+    """What Slurm's plugin loads; Debian has it in the -dev package only."""
+    return next(LIBRARIES.glob("*/libpmix.so"), None)
 
 
 class Cluster:

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 from safetensors.numpy import load_file
-from virtual_cluster import Cluster
+from virtual_cluster import Cluster, pmix_library
+
+from trainer.scaling.study import read_study
 
 STEPS = [
     {"patch_size": 64, "local_batch_size": 2, "steps": 6},
@@ -154,7 +156,7 @@ def test_a_run_is_scored_again_by_a_job(cluster: Cluster, project: Path, finishe
 
 def test_mpirun_starts_the_ranks_where_srun_cannot_load_pmix(cluster: Cluster, project: Path) -> None:
     """The library that Slurm's plugin loads is hidden from this job: `srun --mpi=list` still names it."""
-    hidden = "mount --bind /dev/null /usr/lib/x86_64-linux-gnu/libpmix.so && widefield launch --dry-run configs/x.yaml"
+    hidden = f"mount --bind /dev/null {pmix_library()} && widefield launch --dry-run configs/x.yaml"
     job = f"source slurm/job.sh; unshare --mount bash -c '{hidden}'"
     script = project / "hidden.sbatch"
     script.write_text(f"#!/bin/bash\n#SBATCH --output=hidden.log\nset -eu\n{job}\n")
@@ -177,3 +179,30 @@ def test_a_job_without_a_configuration_says_so(cluster: Cluster, project: Path) 
     status, log = sbatch(cluster, project, "slurm/train.sbatch")
     assert status == 2
     assert "no configuration" in log
+
+
+def test_a_study_over_one_and_two_nodes_gives_its_figures(
+    cluster: Cluster, project: Path, configure: Configure
+) -> None:
+    config = str(configure(curriculum=STEPS[:1]))
+    widefield = [sys.executable, "-m", "trainer", "scaling"]
+    wish = ["--compressions", "none,fp16", "--data", "memory,slides", "--warmup", "1", "--repeats", "2", "--steps", "2"]
+    submit = ["submit", config, "--nodes", "1,2", "--site", "virtual", "--study", "results/virtual/weak", *wish]
+    done = cluster.run(*widefield, *submit, "--model-inputs", cwd=project, timeout_s=JOB_S, SBATCH_WAIT="1")
+    assert done.returncode == 0, done.stdout + done.stderr + log_of(project)
+    for action in ("report", "model"):
+        done = cluster.run(*widefield, action, "results/virtual/weak", cwd=project)
+        assert done.returncode == 0, done.stderr
+
+    study = read_study(project / "results/virtual/weak")
+    assert {(r.point.num_nodes, r.record.hosts) for r in study.runs} == {(1, ("uno1",)), (2, ("uno1", "uno2"))}
+    assert len(study.done) == 2 + 4
+    assert all(r.record.command.startswith(f"sbatch --nodes={r.point.num_nodes} slurm/") for r in study.runs)
+    sent = {r.point.compression: r.record.allreduce_bytes_per_step for r in study.done if r.point.num_nodes == 2}
+    assert sent["none"] - 8 == 2 * (sent["fp16"] - 8), "fp16 halves the bytes of gradients; 8 are the loss"
+    folder = project / "results/virtual/weak"
+    figures = ["figures/weak-efficiency.png", "figures/weak-throughput.svg", "model/checked.png"]
+    assert all((folder / name).stat().st_size > 5000 for name in figures)
+    assert "modelled" not in (folder / "README.md").read_text().split("## How to read it")[0].replace(
+        "nothing is modelled", ""
+    )

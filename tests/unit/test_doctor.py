@@ -14,7 +14,7 @@ from trainer.doctor.data import first_middle_last, read_config, slide_findings
 from trainer.doctor.finding import Finding, is_ok, join_nodes
 from trainer.doctor.node import gpu_findings, node_findings
 from trainer.doctor.processor import Processor, parse_processor, processor_findings
-from trainer.doctor.ranks import bandwidth_finding, gpu_of, placement_findings
+from trainer.doctor.ranks import bandwidth_finding, placement_findings
 from trainer.doctor.slurm import slurm_findings
 from trainer.doctor.software import horovod_findings, mpi_findings, mpi_version, versions_findings
 from trainer.doctor.storage import has_locks, lock_finding, memory_finding, space_finding, storage_findings
@@ -265,13 +265,6 @@ def test_placements_are_judged_as_training_judges_them() -> None:
     assert statuses(idle) == ["warning"] and "2 ranks use 2 of 8 cores" in idle[0].text
     (busy,) = placement_findings([placement(i, i) for i in range(8)], stops=True)
     assert busy.text == "8 rank(s) on 1 node(s), 1 core(s) and 1 thread(s) each, none shared; MPI waits by yielding"
-
-
-def test_ranks_share_gpus_as_in_training() -> None:
-    assert [gpu_of(r, r, 2, "") for r in range(3)] == ["0", "1", "0"]
-    assert gpu_of(1, 1, 4, "4,5,6,7") == "5"
-    assert gpu_of(3, 1, 1, "0") == "0 given to rank 3"
-    assert gpu_of(0, 0, 0, "") is None
 
 
 def test_bandwidth_is_told_and_too_little_of_it_is_a_warning() -> None:

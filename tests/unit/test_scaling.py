@@ -38,6 +38,7 @@ def record(where: Point, **changes: object) -> RunRecord:
         "status": "done",
         "machine": "2 x Test CPU",
         "hosts": tuple(f"node-{i}" for i in range(where.num_nodes)),
+        "cores_per_rank": 24,
         "network": "veth, 1 Gbit/s",
         "date": "2026-01-02T03:04:05",
         "commit": "abc1234",

@@ -58,12 +58,16 @@ class _Watch(SingleComm):
         return [gradient for bucket in buckets for gradient in self._noted([gradients[i] for i in bucket])][::-1]
 
     def _noted(self, gradients: Sequence[Any]) -> list[Any]:
-        """The same values, once all are there and that is noted. A Python function that has a state would wait for all
-        that were made before it, and one whose result nobody needs would be left out."""
+        """The same values, the smallest of them once all are there and that is noted.
+
+        A Python function that has a state would wait for all that were made before it, and one whose result nobody
+        needs would be left out.
+        """
+        smallest = min(range(len(gradients)), key=lambda i: gradients[i].shape.num_elements())
         with tf.control_dependencies(gradients):
-            some = tf.reshape(gradients[0], [-1])[0]
+            some = tf.reshape(gradients[smallest], [-1])[0]
             now = tf.ensure_shape(tf.numpy_function(self._note, [some], tf.float32, stateful=False), [])
-        return [gradient + now for gradient in gradients]
+        return [g + now if i == smallest else g for i, g in enumerate(gradients)]
 
     def _note(self, some: np.ndarray) -> np.ndarray:
         self.times.append(time.perf_counter())
@@ -90,7 +94,7 @@ def measure_profile(config: Config, comm: Comm, patch_size: int, batch: int, num
         rows.append([*(t - start for t in watch.times), time.perf_counter() - start])
     everyone = np.concatenate(comm.gather(np.array(rows)))  # [ranks x steps, buckets + 1]
     *ready, whole = np.median(everyone, axis=0)
-    spread = float(np.std(np.log(everyone[:, -1])))
+    lower, upper = np.quantile(np.log(everyone[:, -1]), (0.25, 0.75))
     return Profile(patch_size, batch, tuple(map(float, ready)), tuple(map(float, watch.sizes)), float(whole), spread)
 
 

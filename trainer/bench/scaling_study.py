@@ -9,7 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -37,14 +37,17 @@ class Assignment:
     command: str
     """What a reader types to measure it again."""
 
-    def record(self, point: Point, hosts: Sequence[str], revision: str, payload: int, on_wire: float) -> RunRecord:
-        """Of a point that was measured."""
+    def record(
+        self, point: Point, hosts: Sequence[str], cores: int, revision: str, payload: int, on_wire: float
+    ) -> RunRecord:
+        """Of a point that was measured, with so many cores per rank."""
         effort = self.wish.effort
         return RunRecord(
             point=point,
             status="done",
             machine=machine(),
             hosts=tuple(hosts),
+            cores_per_rank=cores,
             network=self.network or _network(len(hosts)),
             date=time.strftime("%Y-%m-%dT%H:%M:%S"),
             commit=revision,
@@ -96,7 +99,8 @@ def measure_here(task: Assignment) -> None:
         on_root(comm, partial(write_inputs, task.study, inputs))
     for measured in measure_points(task.config, comm, points, task.wish.effort, say):
         point, payload = measured.point, measured.allreduce_bytes
-        record = task.record(point, hosts, revision, payload, wire_bytes(payload, comm.world_size))
+        cores = min(len(p.cores) for p in placements)
+        record = task.record(point, hosts, cores, revision, payload, wire_bytes(payload, comm.world_size))
         on_root(comm, partial(write_run, task.study, record, measured.steps, settings, affinity))
         say(f"  {task.study / point.name}")
 
@@ -105,28 +109,31 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def run_study(task: Assignment, ranks: Sequence[int | None], arguments: Sequence[str]) -> None:
+def run_study(
+    task: Assignment, ranks: Sequence[int | None], arguments: Sequence[str], cores_per_rank: int | None = None
+) -> None:
     """Launch the ranks of every number in turn; a launch that fails leaves failed runs, and the others go on.
 
     Args:
       ranks: numbers of ranks; None: the plan's for this machine or job.
       arguments: of `widefield scaling point`, which every rank then runs.
+      cores_per_rank: None: as many as the largest number of ranks leaves each.
     Raises:
       StudyError: at the end, when a launch has failed.
     """
     failed = []
     # a rank has as many cores in the smallest world as in the largest, or their speeds could not be compared
-    cores = min(layout_here(number).ranks[0].num_cores for number in ranks)
+    cores = cores_per_rank or min(layout_here(number).ranks[0].num_cores for number in ranks)
     for number in ranks:
         layout = layout_here(number, cores)
         points = points_of(task.config, task.wish, layout.world_size, layout.num_nodes)
         _say(f"{layout.world_size} rank(s) on {layout.num_nodes} node(s): {len(points)} points")
-        started = time.time()
+        before = {p: _stamp(task.study / p.name / "run.json") for p in points}
         status, last_words = _launch(layout.world_size, cores, arguments)
-        missing = [p for p in points if not _is_newer(task.study / p.name / "run.json", started)]
+        missing = [p for p in points if _stamp(task.study / p.name / "run.json") == before[p]]
         if status or missing:
             failed.append(f"{layout.world_size} ranks (status {status})")
-            _leave_failed(task, missing, f"status {status}: {last_words}")
+            _leave_failed(task, missing, cores, f"status {status}: {last_words}")
     if failed:
         raise StudyError(
             f"measuring failed with {', '.join(failed)}",
@@ -148,15 +155,16 @@ def _launch(world_size: int, cores: int, arguments: Sequence[str]) -> tuple[int,
     return process.returncode, "".join(last).strip()[-800:]
 
 
-def _is_newer(path: Path, since: float) -> bool:
-    return path.exists() and path.stat().st_mtime >= since
+def _stamp(path: Path) -> int | None:
+    """What changes when the file is written anew; None where there is none."""
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
-def _leave_failed(task: Assignment, points: Sequence[Point], why: str) -> None:
+def _leave_failed(task: Assignment, points: Sequence[Point], cores: int, why: str) -> None:
     """A failed run for each point; one that was measured before stays."""
     revision = commit()
     for point in points:
         if not (task.study / point.name / "steps.csv").exists():
-            done = task.record(point, (os.uname().nodename,), revision, 0, 0.0)
-            record = RunRecord(**{**vars(done), "status": "failed", "error": why})
-            write_run(task.study, record, None, dump_config(task.config), "{}\n")
+            record = task.record(point, (os.uname().nodename,), cores, revision, 0, 0.0)
+            failed = replace(record, status="failed", error=why)
+            write_run(task.study, failed, None, dump_config(task.config), "{}\n")

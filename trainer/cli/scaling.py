@@ -18,6 +18,7 @@ DETAILS = f"""\
   widefield scaling run configs/bench.yaml --ranks 1,2 --patch-sizes 256,1024 --study results/my-box/weak
   widefield scaling submit configs/bench.yaml --nodes 1,2,4,8 --site dual-socket --study results/skx/weak
   widefield scaling report results/skx/weak
+  widefield scaling model results/skx/weak --network configs/networks/omni-path.yaml
 
 A study is a folder of runs, each a measured point: its ranks, patch size, batch, compression, and whether batches come
 out of memory or from slides. `run` measures on this machine (within a Slurm job: on its nodes) with warm-up and
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     run = actions.add_parser("run", help="measure on this machine, or on the nodes of the Slurm job this is in")
     run.add_argument("--ranks", type=_numbers, metavar="N,N", help="numbers of ranks (default: one per socket or GPU)")
+    run.add_argument("--cores-per-rank", type=int, metavar="N", help="default: what the most ranks leave each")
     _add_wish(run)
     run.set_defaults(action=_run)
     point = actions.add_parser("point", help="what `run` starts on every rank; measures its points and ends")
@@ -44,6 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     submit.add_argument("--dry-run", action="store_true", help="show the lines, submit nothing")
     _add_wish(submit)
     submit.set_defaults(action=_submit)
+    model = actions.add_parser("model", help="predict steps, beside those measured, and on a machine from a file")
+    model.add_argument("study", type=Path, help="measured with --model-inputs")
+    model.add_argument("--host", type=Path, metavar="DIR", help="study over memory (default: STUDY)")
+    model.add_argument("--network", type=Path, metavar="FILE", help="a machine to extrapolate to")
+    model.set_defaults(action=_model)
     report = actions.add_parser("report", help="tables and figures of a study")
     report.add_argument("study", type=Path, help="results/SYSTEM/STUDY")
     report.set_defaults(action=_report)
@@ -132,17 +139,20 @@ def _joined(items: Sequence[object] | None) -> str | None:
 def _run(args: argparse.Namespace) -> None:
     from trainer.bench.scaling_study import run_study
 
-    args.command = _typed(args.ranks, _options(args))
-    run_study(_task(args), args.ranks or [None], [*_options(args), "--command", args.command])
+    args.command = _typed(args, _options(args))
+    arguments = [*_options(args), "--command", args.command]
+    run_study(_task(args), args.ranks or [None], arguments, args.cores_per_rank)
     if "SLURM_JOB_ID" not in os.environ:  # a study's jobs may end together: who has sent them asks for the report
         _report(args)
 
 
-def _typed(ranks: Sequence[int] | None, options: Sequence[str]) -> str:
+def _typed(args: argparse.Namespace, options: Sequence[str]) -> str:
     """What measures these points again."""
     if nodes := os.environ.get("SLURM_JOB_NUM_NODES"):
         return shlex.join(["sbatch", f"--nodes={nodes}", "slurm/scaling.sbatch", *options])
-    return shlex.join(["widefield", "scaling", "run", *options, *(["--ranks", _joined(ranks) or ""] if ranks else [])])
+    given = {"ranks": _joined(args.ranks), "cores-per-rank": args.cores_per_rank}
+    words = [word for name, value in given.items() if value for word in (f"--{name}", str(value))]
+    return shlex.join(["widefield", "scaling", "run", *options, *words])
 
 
 def _point(args: argparse.Namespace) -> None:
@@ -160,6 +170,15 @@ def _submit(args: argparse.Namespace) -> None:
     for nodes in args.nodes:
         submit(script, [f"--nodes={nodes}"], _options(args), site, dry_run=args.dry_run)
     print(f"when they are done: widefield scaling report {args.study}")
+
+
+def _model(args: argparse.Namespace) -> None:
+    from trainer.scaling.model_report import write_model
+
+    options = {"host": args.host, "network": args.network}
+    words = [word for name, value in options.items() if value for word in (f"--{name}", str(value))]
+    typed = shlex.join(["widefield", "scaling", "model", str(args.study), *words])
+    print(f"model: {write_model(args.study, args.host or args.study, args.network, typed)}")
 
 
 def _report(args: argparse.Namespace) -> None:

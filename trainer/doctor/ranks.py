@@ -10,7 +10,7 @@ import numpy as np
 from trainer.config.schema import RuntimeConfig
 from trainer.doctor.finding import Finding
 from trainer.runtime import Comm
-from trainer.runtime.affinity import Placement, idle_cores, my_placement, problems_of
+from trainer.runtime.affinity import Placement, gpu_of, idle_cores, my_placement, problems_of
 from trainer.runtime.start import CPUS_AT_START, my_threads
 
 SECONDS_OF = {4 << 10: 0.3, 1 << 20: 0.6, 32 << 20: 1.1}
@@ -29,19 +29,8 @@ def gather_placements(comm: Comm, runtime: RuntimeConfig, num_gpus: int, visible
       visible_gpus: CUDA_VISIBLE_DEVICES.
     """
     threads = runtime.intra_op_threads or my_threads().intra_op
-    gpu = gpu_of(comm.rank, comm.local_rank, num_gpus, visible_gpus)
+    gpu = gpu_of(comm.rank, comm.local_rank % num_gpus, visible_gpus) if num_gpus else None
     return comm.gather(my_placement(comm.rank, comm.local_rank, CPUS_AT_START, threads, 1, gpu))
-
-
-def gpu_of(rank: int, local_rank: int, num_gpus: int, visible: str) -> str | None:
-    """The GPU that training would give this rank, as the driver counts them."""
-    if not num_gpus:
-        return None
-    names = [name for name in visible.split(",") if name]
-    if len(names) == 1:  # a job manager may give each rank another GPU under the same number
-        return f"{names[0]} given to rank {rank}"
-    index = local_rank % num_gpus
-    return names[index] if index < len(names) else str(index)
 
 
 def placement_findings(placements: Sequence[Placement], *, stops: bool) -> list[Finding]:

@@ -84,6 +84,19 @@ def my_placement(
     )
 
 
+def gpu_of(rank: int, index: int, visible: str) -> str:
+    """The GPU of a rank, as the driver counts them.
+
+    Args:
+      index: the one it was given, as TensorFlow counts them.
+      visible: CUDA_VISIBLE_DEVICES.
+    """
+    names = [name for name in visible.split(",") if name]
+    if len(names) == 1:  # a job manager may give each rank another GPU under the same number
+        return f"{names[0]} given to rank {rank}"
+    return names[index] if index < len(names) else str(index)
+
+
 def _masks_of_threads() -> Iterator[set[int]]:
     for task in _TASKS.iterdir() if _TASKS.is_dir() else ():
         try:

@@ -23,7 +23,7 @@ STYLE: dict[Any, Any] = {
 }
 """Settings of matplotlib to draw with; a fixed salt gives an SVG the same bytes every time."""
 IDEAL: dict[str, Any] = {"linestyle": "--", "linewidth": 0.9, "color": "black", "zorder": 1}
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito, Color Universal Design (2008): told apart by colour-blind readers. Its yellow is too pale on white."""
 _MARKERS = "os^Dv<>P"
 _MAX_TICKS = 12
@@ -44,7 +44,7 @@ def looks_of(lines: Sequence[Line]) -> list[dict[str, Any]]:
     looks = []
     for line, label in zip(lines, shared_and_own(lines)[1], strict=True):
         number = styles.index(line.style)
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = COLOURS[number % len(COLOURS)]
         fill = colour if line.point.data == "memory" else "white"
         look = {"color": colour, "marker": _MARKERS[number % len(_MARKERS)], "markerfacecolor": fill}
         looks.append(look | {"label": label or "measured"})

@@ -10,7 +10,7 @@ is taken from computing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
@@ -34,7 +34,8 @@ class Profile:
     step_s: float
     """The whole step, median."""
     spread: float
-    """Standard deviation of the logarithm of step times, over steps and ranks."""
+    """Standard deviation of the logarithm of step times, over steps and ranks; from quartiles, so that a rare pause of the
+    machine does not count."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,6 @@ class Curve:
         if num_bytes > x[-1] and len(x) > 1:
             return float(y[-1] + (num_bytes - x[-1]) * (y[-1] - y[-2]) / (x[-1] - x[-2]))
         return float(np.interp(num_bytes, x, y))
-
-    def line(self) -> tuple[float, float]:
-        """(seconds at no bytes, seconds per byte): least squares of relative errors."""
-        x, y = np.array(self.num_bytes), np.array(self.seconds)
-        design = np.stack([np.ones_like(x), x], axis=1) / y[:, None]
-        latency, per_byte = np.linalg.lstsq(design, np.ones_like(y), rcond=None)[0]
-        return max(0.0, float(latency)), max(0.0, float(per_byte))
 
 
 @dataclass(frozen=True)
@@ -172,8 +166,3 @@ def extrapolate(
         return host_s(num_bytes) + ALGORITHMS[algorithm](network, num_bytes * width, num_nodes)
 
     return predict_step(faster, travel_s, host_s, ranks, spare_core=network.spare_core)
-
-
-def efficiencies(steps: Sequence[float]) -> list[float]:
-    """Weak-scaling efficiency of predicted steps against the first."""
-    return [steps[0] / step for step in steps]

@@ -60,6 +60,8 @@ class RunRecord:
     """Why it failed; empty when it did not."""
     machine: str
     hosts: tuple[str, ...]
+    cores_per_rank: Positive
+    """Physical cores; the same in all runs of a study, or their speeds could not be compared."""
     network: str
     """In words, with its speed where that is known: 'loopback shared memory', 'veth, 1 Gbit/s'."""
     date: str

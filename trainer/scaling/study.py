@@ -107,6 +107,13 @@ def _read_record(path: Path) -> RunRecord:
 
 def _check_settings(runs: Sequence[Run], folder: Path) -> None:
     """Points may be compared only when they share all other settings."""
+    cores = {run.record.cores_per_rank: run.point.name for run in runs}
+    if len(cores) > 1:
+        raise StudyError(
+            "its ranks have not all as many cores: " + ", ".join(f"{n} in {name}" for n, name in cores.items()),
+            where=str(folder),
+            fix="measure again with --cores-per-rank, or under another study name",
+        )
     names = defaultdict(list)
     for run in runs:
         names[run.record.config_hash].append(run.point.name)

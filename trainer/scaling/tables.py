@@ -94,6 +94,7 @@ _RUN: tuple[Column, ...] = (
     ("status", lambda r: r.status),
     ("date", lambda r: r.date),
     ("hosts", _hosts),
+    ("cores per rank", lambda r: str(r.cores_per_rank)),
     ("machine", lambda r: r.machine),
     ("network", lambda r: r.network),
     ("commit", lambda r: r.commit),

@@ -11,7 +11,7 @@ from trainer.errors import AffinityError
 from trainer.files import replace_content
 from trainer.models.keras import tf
 from trainer.runtime import Comm, on_root
-from trainer.runtime.affinity import Placement, idle_cores, my_placement, problems_of, table
+from trainer.runtime.affinity import Placement, gpu_of, idle_cores, my_placement, problems_of, table
 from trainer.runtime.start import CPUS_AT_START
 from trainer.train.console import Console
 
@@ -69,8 +69,4 @@ def _gpu(rank: int) -> str | None:
     devices = tf.config.get_visible_devices("GPU")
     if not devices:
         return None
-    index, visible = int(devices[0].name.rsplit(":", 1)[-1]), os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    names = [name for name in visible.split(",") if name]
-    if len(names) == 1:  # a job manager may give each rank another GPU under the same number
-        return f"{names[0]} given to rank {rank}"
-    return names[index] if index < len(names) else str(index)
+    return gpu_of(rank, int(devices[0].name.rsplit(":", 1)[-1]), os.environ.get("CUDA_VISIBLE_DEVICES", ""))
