@@ -95,7 +95,9 @@ def measure_profile(config: Config, comm: Comm, patch_size: int, batch: int, num
     everyone = np.concatenate(comm.gather(np.array(rows)))  # [ranks x steps, buckets + 1]
     *ready, whole = np.median(everyone, axis=0)
     lower, upper = np.quantile(np.log(everyone[:, -1]), (0.25, 0.75))
-    return Profile(patch_size, batch, tuple(map(float, ready)), tuple(map(float, watch.sizes)), float(whole), spread)
+    spread = float(upper - lower) / 1.349  # that many standard deviations apart where logarithms are normal
+    times, sizes = tuple(map(float, ready)), tuple(map(float, watch.sizes))
+    return Profile(patch_size, batch, times, sizes, float(whole), spread)
 
 
 def measure_curve(comm: Comm, compression: str, say: Say) -> Curve:

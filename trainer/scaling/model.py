@@ -34,8 +34,8 @@ class Profile:
     step_s: float
     """The whole step, median."""
     spread: float
-    """Standard deviation of the logarithm of step times, over steps and ranks; from quartiles, so that a rare pause of the
-    machine does not count."""
+    """Standard deviation of the logarithm of step times, over steps and ranks; from quartiles, so that a pause of
+    the machine does not count."""
 
 
 @dataclass(frozen=True)
