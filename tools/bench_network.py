@@ -86,7 +86,7 @@ def main() -> None:
     widefield = [sys.executable, "-m", "trainer", "scaling"]
     for link in links:
         subprocess.run([*widefield, "report", str(OUT / link)], cwd=ROOT, check=True)
-        subprocess.run([*widefield, "model", str(OUT / link), "--host", str(OUT / "unslowed")], cwd=ROOT, check=True)
+        subprocess.run([*widefield, "model", str(OUT / link)], cwd=ROOT, check=True)
 
 
 if __name__ == "__main__":

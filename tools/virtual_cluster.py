@@ -32,6 +32,8 @@ from typing import Self
 PROGRAMS = ("slurmctld", "slurmd", "srun", "munged", "ip", "tc", "nsenter", "unshare", "taskset", "lscpu")
 LIBRARIES = Path("/usr/lib")
 NETWORK, BRIDGE = "10.77.0", "widefield-br"
+PREFIX = "/var/tmp/widefield-slurm-"
+"""Begins the folder of every cluster."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,16 @@ class Cluster:
     """The cluster while its `with` block lasts. `folder` is visible on all hosts."""
 
     def __init__(self, rate: str | None = None) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="widefield-slurm-", dir="/var/tmp"))
+        self.folder = Path(tempfile.mkdtemp(prefix=Path(PREFIX).name, dir=Path(PREFIX).parent))
         self._rate = rate
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
+        signal.signal(
+            signal.SIGTERM, lambda *_: sys.exit(143)
+        )  # so that a cluster that is ended ends as one that is done
         try:
+            _end_processes(PREFIX)
             _forget_network()
             self._start_munge()
             self._write_settings()
@@ -110,9 +116,7 @@ class Cluster:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(10)
             process.kill()
-        for pid in _processes_below(self.folder):  # steps that have outlived their slurmd
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        _end_processes(str(self.folder))  # steps that have outlived their slurmd
         _forget_network()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -269,18 +273,18 @@ def _connect(host: Host) -> None:
 
 def _forget_network() -> None:
     """Also what a cluster that was killed has left."""
-    for command in (*(("netns", "del", h.namespace) for h in HOSTS), ("link", "del", BRIDGE)):
+    cables = [("link", "del", f"widefield-v{h.number}") for h in HOSTS]
+    for command in (*(("netns", "del", h.namespace) for h in HOSTS), *cables, ("link", "del", BRIDGE)):
         subprocess.run(["ip", *command], stderr=subprocess.DEVNULL, check=False)
 
 
-def _processes_below(folder: Path) -> list[int]:
-    """Processes whose environment or command line names the cluster's folder, but this one."""
-    found = []
+def _end_processes(folder: str) -> None:
+    """Kill what names a cluster's folder on its command line or in its environment, but for this process."""
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if str(folder).encode() in (path / "cmdline").read_bytes() + (path / "environ").read_bytes():
-                found.append(int(path.name))
-    return [pid for pid in found if pid != os.getpid()]
+            names = (path / "cmdline").read_bytes() + (path / "environ").read_bytes()
+            if folder.encode() in names and int(path.name) != os.getpid():
+                os.kill(int(path.name), signal.SIGKILL)
 
 
 def _run(*command: str) -> None:

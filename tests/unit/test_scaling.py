@@ -469,7 +469,7 @@ def test_the_report_says_where_machines_commits_and_networks_differ(tmp_path: Pa
     assert rows(text, "| 1 |")[0][8] == "1.000 [1.000, 1.000]"
     assert rows(text, "| 2 |")[0][8] == "1.000 [1.000, 1.000] †"
     last = rows(text, "| weak-n0002")[0]
-    assert last[3:7] == ["node-0, node-1", "1 x Other \\| CPU", "veth, 100 Mbit/s", "def5678"]
+    assert last[3:8] == ["node-0, node-1", "24", "1 x Other \\| CPU", "veth, 100 Mbit/s", "def5678"]
 
 
 def test_a_study_of_failures_has_a_report_too(tmp_path: Path) -> None:

@@ -29,12 +29,12 @@ def seconds(value: float) -> Curve:
     return Curve((1e6,), (value,))
 
 
-def predicted(travel: float, host: float = 0.0, *, spare_core: bool = False, ranks: int = 2) -> float:
-    return predict_step(PROFILE, seconds(travel), seconds(host), ranks, spare_core=spare_core).step_s
+def predicted(travel: float, *, spare_core: bool = True, ranks: int = 2) -> float:
+    return predict_step(PROFILE, seconds(travel), ranks, spare_core=spare_core).step_s
 
 
 def test_one_rank_exchanges_nothing() -> None:
-    assert predicted(9.0, 9.0, ranks=1) == 1.0
+    assert predicted(9.0, ranks=1) == 1.0
 
 
 def test_what_computing_hides_costs_nothing_and_the_last_bucket_is_exposed() -> None:
@@ -42,9 +42,8 @@ def test_what_computing_hides_costs_nothing_and_the_last_bucket_is_exposed() -> 
     assert predicted(0.3) == pytest.approx(0.4 + 3 * 0.3 + 0.1), "buckets queue from the first one on"
 
 
-def test_host_work_is_taken_from_computing_unless_a_core_is_spare() -> None:
-    assert predicted(0.1, 0.1, spare_core=True) == pytest.approx(1.1)
-    assert predicted(0.1, 0.1) == pytest.approx(1.3), "all of it is work, none can be hidden"
+def test_without_a_spare_core_nothing_is_hidden() -> None:
+    assert predicted(0.1, spare_core=False) == pytest.approx(1.3)
 
 
 def test_stragglers_delay_everybody() -> None:
@@ -116,8 +115,8 @@ def study_with(folder: Path, measured_s: float, travel_s: float) -> Path:
 def test_the_model_is_put_beside_what_was_measured(tmp_path: Path) -> None:
     study, host = study_with(tmp_path / "s" / "slow", 2.2, 0.3), study_with(tmp_path / "s" / "fast", 1.0, 0.0)
     text = write_model(study, host, ROOT / "configs/networks/omni-path.yaml", "the command").read_text()
-    assert "| 2 | 256 | 1 | none | 2.200 | 1.400 | -36.4% |" in text
-    assert "is NOT believed" in text
+    assert "| 2 | 256 | 1 | none | 2.200 | 1.900 | -13.6% |" in text
+    assert "is believed" in text
     assert "Extrapolated to 2 x Xeon 8260 nodes, Omni-Path 100: modelled, nothing measured" in text
     assert "256 nodes |" in text
     made = {p.name for p in (study / "model").iterdir()}
@@ -126,7 +125,7 @@ def test_the_model_is_put_beside_what_was_measured(tmp_path: Path) -> None:
         "README.md",
         *(f"{n}.{k}" for n in ("checked", "extrapolated") for k in ("png", "svg")),
     }
-    assert "is believed" in write_model(study_with(study, 1.45, 0.3), host, None, "x").read_text()
+    assert "is NOT believed" in write_model(study_with(study, 1.45, 0.3), host, None, "x").read_text()
 
 
 def test_inputs_of_another_size_are_added(tmp_path: Path) -> None:

@@ -47,28 +47,27 @@ class Series:
         return [self.alone_s / p.step_s for p in self.predictions]
 
 
-def check(study: Study, inputs: Inputs, host: Inputs) -> list[Checked]:
-    """Every measured point of the number of ranks that the inputs are of, batches out of memory.
-
-    Args:
-      host: of a study over memory; its curves are host work alone.
-    """
+def check(study: Study, inputs: Inputs) -> list[Checked]:
+    """Every measured point of the number of ranks that the inputs are of, batches out of memory."""
     profiles = {(p.patch_size, p.local_batch_size): p for p in inputs.profiles}
     checked = []
     for run in study.done:
         point, profile = run.point, profiles.get((run.point.patch_size, run.point.local_batch_size))
         is_comparable = point.world_size == inputs.world_size > 1 and point.data == "memory"
-        has_curves = point.compression in inputs.curves and point.compression in host.curves
-        if run.steps is None or profile is None or not (is_comparable and has_curves):
+        travel = inputs.curves.get(point.compression)
+        if run.steps is None or profile is None or travel is None or not is_comparable:
             continue
-        travel, host_work = inputs.curves[point.compression], host.curves[point.compression]
-        prediction = predict_step(profile, travel, host_work, point.world_size, spare_core=inputs.spare_core)
+        prediction = predict_step(profile, travel, point.world_size, spare_core=inputs.spare_core)
         checked.append(Checked(point, spread_of(run.steps.step_s.max(axis=2).ravel()).median, prediction))
     return checked
 
 
 def extrapolated(inputs: Inputs, host: Inputs, file: NetworkFile) -> list[Series]:
-    """Every profile and compression, with each way to add up, over the file's numbers of nodes."""
+    """Every profile and compression, with each way to add up, over the file's numbers of nodes.
+
+    Args:
+      host: of a study over memory, whose curves are casting, copying and adding alone.
+    """
     network = file.network
     return [
         Series(
