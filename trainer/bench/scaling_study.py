@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -143,16 +144,23 @@ def run_study(
 
 
 def _launch(world_size: int, cores: int, arguments: Sequence[str]) -> tuple[int, str]:
-    """Exit status of a launch whose output goes on, and the last lines of it."""
+    """Exit status of a launch whose output goes on, and what it said of its failure."""
     line = [sys.executable, "-m", "trainer", "launch", "--ranks", str(world_size), "--cores-per-rank", str(cores)]
     line += ["scaling", "point", *arguments]
-    last: deque[str] = deque(maxlen=12)
+    last: deque[str] = deque(maxlen=100)
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout
         for text in process.stdout:
             print(text, end="", flush=True)
             last.append(text)
-    return process.returncode, "".join(last).strip()[-800:]
+    return process.returncode, reason(last)
+
+
+def reason(lines: Iterable[str]) -> str:
+    """What a rank said of its failure, without what MPI says of it then; else the last lines."""
+    text = "".join(lines).replace("\0", "")
+    said = re.search(r"^\[rank \d+/\d+ .*?(?=^-----|\Z)", text, re.MULTILINE | re.DOTALL)
+    return (said[0].strip()[:800] if said else text.strip()[-800:]) or "no message"
 
 
 def _stamp(path: Path) -> int | None:
