@@ -17,10 +17,7 @@ from virtual_cluster import Cluster, pmix_library
 
 from trainer.scaling.study import read_study
 
-STEPS = [
-    {"patch_size": 64, "local_batch_size": 2, "steps": 6},
-    {"patch_size": 96, "local_batch_size": 1, "steps": 4},
-]
+STEPS = [{"patch_size": 64, "local_batch_size": 2, "steps": 8}]
 SETTINGS = {
     "training": {"optimizer": {"learning_rate": 0.001, "schedule": "cosine"}, "ema_decay": 0.9, "log_every_steps": 1},
     "curriculum": STEPS,
@@ -59,7 +56,7 @@ def affinity(run: Path) -> dict[str, Any]:
 
 
 def last_weights(run: Path) -> dict[str, bytes]:
-    arrays = load_file(run / "checkpoints" / "step-00000010.safetensors")
+    arrays = load_file(run / "checkpoints" / "step-00000008.safetensors")
     return {name: array.tobytes() for name, array in arrays.items()}
 
 
@@ -80,7 +77,7 @@ def test_a_submitted_job_trains_across_two_hosts_and_writes_a_report(
 
     report = json.loads((project / "run" / "report.json").read_text())
     assert [(r["rank"], r["host"], r["cpus"]) for r in report["ranks"]] == [(0, "uno1", [0]), (1, "uno2", [1])]
-    assert len(report["stages"]) == 2
+    assert len(report["stages"]) == 1
     assert (project / "run" / "report.md").exists()
     assert affinity(project / "run")["problems"] == []
     assert "+ srun --mpi=pmix --nodes=2" in log_of(project)
@@ -184,9 +181,9 @@ def test_a_job_without_a_configuration_says_so(cluster: Cluster, project: Path) 
 def test_a_study_over_one_and_two_nodes_gives_its_figures(
     cluster: Cluster, project: Path, configure: Configure
 ) -> None:
-    config = str(configure(curriculum=STEPS[:1]))
+    config = str(configure(curriculum=STEPS))
     widefield = [sys.executable, "-m", "trainer", "scaling"]
-    wish = ["--compressions", "none,fp16", "--data", "memory,slides", "--warmup", "1", "--repeats", "2", "--steps", "2"]
+    wish = ["--compressions", "none,fp16", "--data", "memory", "--warmup", "1", "--repeats", "2", "--steps", "2"]
     submit = ["submit", config, "--nodes", "1,2", "--site", "virtual", "--study", "results/virtual/weak", *wish]
     done = cluster.run(*widefield, *submit, "--model-inputs", cwd=project, timeout_s=JOB_S, SBATCH_WAIT="1")
     assert done.returncode == 0, done.stdout + done.stderr + log_of(project)
@@ -196,7 +193,7 @@ def test_a_study_over_one_and_two_nodes_gives_its_figures(
 
     study = read_study(project / "results/virtual/weak")
     assert {(r.point.num_nodes, r.record.hosts) for r in study.runs} == {(1, ("uno1",)), (2, ("uno1", "uno2"))}
-    assert len(study.done) == 2 + 4
+    assert len(study.done) == 1 + 2
     assert all(r.record.command.startswith(f"sbatch --nodes={r.point.num_nodes} slurm/") for r in study.runs)
     sent = {r.point.compression: r.record.allreduce_bytes_per_step for r in study.done if r.point.num_nodes == 2}
     assert sent["none"] - 8 == 2 * (sent["fp16"] - 8), "fp16 halves the bytes of gradients; 8 are the loss"
