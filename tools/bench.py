@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trainer.bench.machine import folder_of, machine, processor
+from trainer.bench.machine import commit, folder_of, machine, processor
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA, RUNS = ROOT / "data" / "bench", ROOT / "runs" / "bench"
@@ -100,8 +100,7 @@ def main() -> None:
     result = json.loads(file.read_text()) if file.exists() else {}
     for name in sys.argv[1:] or parts:
         result[name] = parts[name]()
-        commit = run("git", "rev-parse", "--short", "HEAD").strip()
-        measured = {name: f"commit {commit}, {time.strftime('%Y-%m-%d')}, {machine()}"}
+        measured = {name: f"commit {commit()}, {time.strftime('%Y-%m-%d')}, {machine()}"}
         result["measured"] = result.get("measured", {}) | measured
         file.write_text(json.dumps(result, indent=1) + "\n")  # after each part: a long bench may be stopped
     (OUT / "README.md").write_text(render(result))

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import matplotlib
 
-from trainer.bench.machine import machine
+from trainer.bench.machine import commit, machine
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -155,11 +155,6 @@ def train(manifest: Path, out: Path, curriculum: list[dict[str, Any]], seed: int
     command = ["taskset", "-c", str(core), sys.executable, "-m", "trainer", "train", "configs/demo.yaml", "--overwrite"]
     subprocess.run([*command, *settings], cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=3600)
     done.write_text(json.dumps({"commit": before, "asked": asked}))
-
-
-def commit() -> str:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def largest(size: Size) -> int:

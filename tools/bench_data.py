@@ -15,7 +15,7 @@ from typing import Any
 
 from bench import ROOT, run
 
-from trainer.bench.machine import machine
+from trainer.bench.machine import commit, machine
 
 REAL, DATA, OUT = "data/real/cmu_small_region.svs", ROOT / "data" / "bench-data", ROOT / "results" / "bench-data"
 
@@ -48,9 +48,9 @@ def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     file = OUT / "bench.json"
     result = json.loads(file.read_text()) if file.exists() else {}
-    commit, date = run("git", "rev-parse", "--short", "HEAD").strip(), time.strftime("%Y-%m-%d")
+    revision, date = commit(), time.strftime("%Y-%m-%d")
     for name in sys.argv[1:] or PARTS:
-        result[name] = {**PARTS[name](), "commit": commit, "date": date, "machine": machine()}
+        result[name] = {**PARTS[name](), "commit": revision, "date": date, "machine": machine()}
         file.write_text(json.dumps(result, indent=1) + "\n")
     (OUT / "README.md").write_text(render(result))
     print(render(result))

@@ -6,12 +6,11 @@ python tools/keep_report.py runs/demo results/demo "make demo"
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-from trainer.bench.machine import machine
+from trainer.bench.machine import commit, machine
 
 KEPT = ("report.json", "report.md", "config.yaml", "figures/curves.png", "figures/scores.png", "figures/regions.png")
 
@@ -21,11 +20,10 @@ def main() -> None:
     for name in KEPT:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(run / name, out / name)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
     lines = [
         f"# {out.name}",
         "",
-        f"`{command}`, measured on {time.strftime('%Y-%m-%d')} at commit {commit.strip()}: {machine()}.",
+        f"`{command}`, measured on {time.strftime('%Y-%m-%d')} at commit {commit()}: {machine()}.",
         "One run. See [report.md](report.md).",
         "",
     ]

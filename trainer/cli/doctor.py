@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    """Print what was found, on rank 0 only; exit status 2 where something is an error."""
     world = detect_world(os.environ)
     is_root = world is None or world.rank == 0
     if args.topology:

@@ -24,7 +24,7 @@ def my_threads() -> Threads:
     world, node = detect_world(os.environ) or World(), read_topology()
     mine = node.restricted(CPUS_AT_START)
     if mine == node and world.local_size > 1:
-        return Threads(max(1, len({c.core for c in node.cpus}) // world.local_size), comm_cpu=None)
+        return Threads(max(1, node.num_cores // world.local_size), comm_cpu=None)
     return plan_threads(mine, world.world_size)
 
 
