@@ -86,7 +86,8 @@ def main() -> None:
     widefield = [sys.executable, "-m", "trainer", "scaling"]
     for link in links:
         subprocess.run([*widefield, "report", str(OUT / link)], cwd=ROOT, check=True)
-        subprocess.run([*widefield, "model", str(OUT / link)], cwd=ROOT, check=True)
+        host = ["--host", str(OUT / "unslowed")]
+        subprocess.run([*widefield, "model", str(OUT / link), *host], cwd=ROOT, check=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -141,6 +143,33 @@ def test_averaged_weights_follow_the_trained_ones_at_a_distance() -> None:
     with averaged.swapped():
         assert digest(model) not in (start, trained)
     assert digest(model) == trained
+
+
+class Traced(SingleComm):
+    """One of two ranks, which keeps the gradients of the traced step."""
+
+    world_size = 2
+    gradients: Sequence[tf.Tensor] = ()
+
+    def allreduce_gradients(self, gradients: Sequence[tf.Tensor], compression: str, name: str = "") -> list[tf.Tensor]:
+        self.gradients = self.gradients or gradients
+        return list(gradients)
+
+
+@pytest.mark.parametrize("recompute", ["none", "blocks"])
+def test_gradients_of_upper_layers_can_travel_before_those_of_lower_layers_are_begun(recompute: str) -> None:
+    comm, config, model = Traced(), TrainingConfig(recompute=recompute), small_model()
+    TrainStep(model, make_optimizer(config.optimizer, config.precision), config, comm)(*batch(), 0)
+    names = [v.name for v in model.trainable_variables]
+    lowest = comm.gradients[names.index(next(n for n in names if "conv" in n))].op
+    before, waiting = set(), [lowest]
+    while waiting:
+        operation = waiting.pop()
+        if operation not in before:
+            before.add(operation)
+            waiting += [t.op for t in operation.inputs] + list(operation.control_inputs)
+    late = [n for n, g in zip(names, comm.gradients, strict=True) if g.op not in before]
+    assert len(late) < 0.1 * len(names), late
 
 
 def test_weight_decay_shrinks_kernels_and_leaves_norms_and_biases_alone() -> None:

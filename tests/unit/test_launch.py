@@ -116,6 +116,7 @@ def test_what_ranks_libraries_read() -> None:
     spare = rank_environment(plan_node(node("dual-socket"))[1].threads, local_size=2)
     assert spare["HOROVOD_THREAD_AFFINITY"] == "47,47", "each rank reads the entry of its local rank"
     assert spare["OMPI_MCA_mpi_yield_when_idle"] == "0"
+    assert spare["OMPI_MCA_btl_tcp_flags"] == "send,inplace"
     assert spare["OMP_NUM_THREADS"] == "23"
     alone = rank_environment(plan_node(node("laptop"), 4)[0].threads, local_size=4)
     assert "HOROVOD_THREAD_AFFINITY" not in alone

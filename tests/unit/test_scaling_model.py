@@ -29,8 +29,8 @@ def seconds(value: float) -> Curve:
     return Curve((1e6,), (value,))
 
 
-def predicted(travel: float, *, spare_core: bool = True, ranks: int = 2) -> float:
-    return predict_step(PROFILE, seconds(travel), ranks, spare_core=spare_core).step_s
+def predicted(travel: float, *, host: float | None = None, ranks: int = 2) -> float:
+    return predict_step(PROFILE, seconds(travel), ranks, None if host is None else seconds(host)).step_s
 
 
 def test_one_rank_exchanges_nothing() -> None:
@@ -42,8 +42,10 @@ def test_what_computing_hides_costs_nothing_and_the_last_bucket_is_exposed() -> 
     assert predicted(0.3) == pytest.approx(0.4 + 3 * 0.3 + 0.1), "buckets queue from the first one on"
 
 
-def test_without_a_spare_core_nothing_is_hidden() -> None:
-    assert predicted(0.1, spare_core=False) == pytest.approx(1.3)
+def test_without_a_spare_core_host_work_stops_computing() -> None:
+    assert predicted(0.1, host=0.1) == pytest.approx(1.3), "nothing is hidden where all is host work"
+    assert predicted(0.1, host=0.05) == pytest.approx(1.2), "two buckets stop computing, the third travels after it"
+    assert predicted(0.4, host=0.05) == pytest.approx(0.4 + 3 * 0.4 + 0.1), "what waits for the network is not delayed"
 
 
 def test_stragglers_delay_everybody() -> None:
@@ -113,9 +115,9 @@ def study_with(folder: Path, measured_s: float, travel_s: float) -> Path:
 
 
 def test_the_model_is_put_beside_what_was_measured(tmp_path: Path) -> None:
-    study, host = study_with(tmp_path / "s" / "slow", 2.2, 0.3), study_with(tmp_path / "s" / "fast", 1.0, 0.0)
+    study, host = study_with(tmp_path / "s" / "slow", 1.6, 0.3), study_with(tmp_path / "s" / "fast", 1.0, 0.0)
     text = write_model(study, host, ROOT / "configs/networks/omni-path.yaml", "the command").read_text()
-    assert "| 2 | 256 | 1 | none | 2.200 | 1.900 | -13.6% |" in text
+    assert "| 2 | 256 | 1 | none | 1.600 | 1.400 | -12.5% |" in text
     assert "is believed" in text
     assert "Extrapolated to 2 x Xeon 8260 nodes, Omni-Path 100: modelled, nothing measured" in text
     assert "256 nodes |" in text
@@ -125,7 +127,7 @@ def test_the_model_is_put_beside_what_was_measured(tmp_path: Path) -> None:
         "README.md",
         *(f"{n}.{k}" for n in ("checked", "extrapolated") for k in ("png", "svg")),
     }
-    assert "is NOT believed" in write_model(study_with(study, 1.45, 0.3), host, None, "x").read_text()
+    assert "is NOT believed" in write_model(study_with(study, 1.0, 0.3), host, None, "x").read_text()
 
 
 def test_inputs_of_another_size_are_added(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import trim_mean
 
 from trainer.config import Config
 from trainer.models.keras import tf
@@ -20,10 +22,12 @@ from trainer.scaling.wish import Wish
 from trainer.train.session import build_network
 from trainer.train.step import TrainStep, make_optimizer
 
-MEGABYTES = (0.25, 1, 4, 12, 24, 36, 60)
-"""Sizes of the curve in float32 MB: around those of buckets, whose limit is 32 unless one gradient is larger."""
-CURVE_S = 1.0
-"""About how long each size of a curve is measured, at least three times."""
+MEGABYTES = (0.25, 1, 4, 8, 16, 24, 32)
+"""Sizes of the curve in float32 MB: those of buckets, whose limit is 32 unless one gradient is larger."""
+TENSOR_MB = 1
+"""Of what size each is made up, as a bucket is of gradients: Horovod gathers them first."""
+CURVE_S = 2.0
+"""About how long each size of a curve is measured, at least five times."""
 Say = Callable[[str], None]
 
 
@@ -101,24 +105,29 @@ def measure_profile(config: Config, comm: Comm, patch_size: int, batch: int, num
 
 
 def measure_curve(comm: Comm, compression: str, say: Say) -> Curve:
-    """All-reduce of one tensor of each size while nobody computes: median of the slowest rank's. A collective."""
+    """All-reduce of a bucket of each size while nobody computes. A collective.
+
+    The time is the slowest rank's; of repeats the mean of the middle half: a step has several buckets, whose mean is
+    what it feels where an all-reduce takes now this long and now that, and a pause of the machine does not count.
+    """
     measured = []
     for megabytes in MEGABYTES:
-        tensor = tf.random.stateless_normal([int(megabytes * 250_000)], [1, 2])
+        number = math.ceil(megabytes / TENSOR_MB)
+        bucket = [tf.random.stateless_normal([int(megabytes * 250_000 / number)], [1, 2]) for _ in range(number)]
         name = f"curve_{compression}_{megabytes}"
-        reduce = tf.function(lambda t, n=name: comm.allreduce_gradients([t], compression, n))
-        reduce(tensor)
-        once = max(comm.gather(_time(comm, reduce, tensor)))
-        count = int(np.clip(CURVE_S / once, 3, 40))  # the same on all ranks: they have the same numbers
-        times = np.array(comm.gather([_time(comm, reduce, tensor) for _ in range(count)]))  # [ranks, count]
-        measured.append(float(np.median(times.max(axis=0))))
+        reduce = tf.function(lambda tensors, n=name: comm.allreduce_gradients(tensors, compression, n))
+        reduce(bucket)
+        once = max(comm.gather(_time(comm, reduce, bucket)))
+        count = int(np.clip(CURVE_S / once, 5, 40))  # the same on all ranks: they have the same numbers
+        times = np.array(comm.gather([_time(comm, reduce, bucket) for _ in range(count)]))  # [ranks, count]
+        measured.append(float(trim_mean(times.max(axis=0), 0.25)))
     pairs = zip(MEGABYTES, measured, strict=True)
     say(f"  all-reduce alone, {compression}: " + "  ".join(f"{m:g} MB {t * 1e3:.1f} ms" for m, t in pairs))
     return Curve(tuple(1e6 * m for m in MEGABYTES), tuple(measured))
 
 
-def _time(comm: Comm, reduce: Callable[[Any], Any], tensor: Any) -> float:
+def _time(comm: Comm, reduce: Callable[[Any], Any], bucket: Sequence[Any]) -> float:
     comm.barrier()
     start = time.perf_counter()
-    reduce(tensor)[0].numpy()
+    reduce(bucket)[-1].numpy()
     return time.perf_counter() - start

@@ -48,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     submit.set_defaults(action=_submit)
     model = actions.add_parser("model", help="predict steps, beside those measured, and on a machine from a file")
     model.add_argument("study", type=Path, help="measured with --model-inputs")
-    model.add_argument("--host", type=Path, metavar="DIR", help="--network: study over memory (default: STUDY)")
+    model.add_argument(
+        "--host", type=Path, metavar="DIR", help="study over memory, where an all-reduce is host work (default: STUDY)"
+    )
     model.add_argument("--network", type=Path, metavar="FILE", help="a machine to extrapolate to")
     model.set_defaults(action=_model)
     report = actions.add_parser("report", help="tables and figures of a study")

@@ -16,6 +16,10 @@ that thread shares the cores and yields while it waits, which on one core cost n
 YIELD = "OMPI_MCA_mpi_yield_when_idle"
 """Variable by which Open MPI learns to yield while it waits."""
 
+TCP_FLAGS = "OMPI_MCA_btl_tcp_flags"
+"""Variable by which Open MPI learns how to send large messages over TCP. Its default, `put`, queues one whole: a rank's
+leave for the other to send waits behind it, and messages go one way at a time (docs/distributed.md)."""
+
 
 @dataclass(frozen=True)
 class Threads:
@@ -124,6 +128,7 @@ def rank_environment(threads: Threads, local_size: int) -> dict[str, str]:
         "KMP_BLOCKTIME": "0",
         "KMP_AFFINITY": "granularity=fine,compact,1,0",
         YIELD: str(int(threads.mpi_yields)),
+        TCP_FLAGS: "send,inplace",
     }
     if threads.comm_cpu is not None:
         environment["HOROVOD_THREAD_AFFINITY"] = ",".join([str(threads.comm_cpu)] * local_size)

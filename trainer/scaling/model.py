@@ -3,9 +3,8 @@
 The step of a rank is a time line. The backward pass makes gradients ready bucket by bucket, last layers first; a bucket
 travels when it is ready and the one before has arrived; the step ends when all have arrived and the optimiser is done.
 
-That is so where a rank has a core to spare for Horovod's thread. Where it has none, MPI yields the core to whoever
-computes, and buckets travel only when nobody does: on Linux 6.18 Horovod's timeline showed buckets that were ready at
-57 % of the backward pass, and began to travel after its end.
+Where a rank has no core to spare for Horovod's thread, computing stops while a bucket is cast, copied and added up; the
+rest of its journey goes on beside it, since MPI yields the core while it waits.
 """
 
 from __future__ import annotations
@@ -65,20 +64,21 @@ class Prediction:
     """All-reduce that computing does not hide."""
 
 
-def predict_step(profile: Profile, travel: Seconds, world_size: int, *, spare_core: bool) -> Prediction:
+def predict_step(profile: Profile, travel: Seconds, world_size: int, host: Seconds | None = None) -> Prediction:
     """The step of `world_size` ranks, each of which computes as `profile` says.
 
     Args:
       travel: how long the all-reduce of a bucket takes.
-      spare_core: a core that computing does not use carries it meanwhile.
+      host: the part of it that the core which computes must do; None: a spare core does that.
     """
     slow = slowest_of(world_size, profile.spread)
     compute, last_ready = profile.step_s * slow, profile.ready_s[-1] * slow
     if world_size == 1:
         return Prediction(compute, compute, 0.0)
-    arrived = 0.0
+    arrived = taken = 0.0
     for ready, size in zip(profile.ready_s, profile.bucket_bytes, strict=True):
-        arrived = max(ready * slow if spare_core else last_ready, arrived) + travel(size)
+        arrived = max(ready * slow + taken, arrived) + travel(size)
+        taken += host(size) if host else 0.0
     exposed = arrived - last_ready
     return Prediction(compute + exposed, compute, exposed)
 
@@ -155,8 +155,10 @@ def extrapolate(
         profile.spread,
     )
 
-    def travel_s(num_bytes: float) -> float:
-        on_host = host(num_bytes) * 2 * (ranks - 1) / ranks / network.host_speed
-        return on_host + ALGORITHMS[algorithm](network, num_bytes * width, num_nodes)
+    def host_s(num_bytes: float) -> float:
+        return host(num_bytes) * 2 * (ranks - 1) / ranks / network.host_speed
 
-    return predict_step(faster, travel_s, ranks, spare_core=network.spare_core)
+    def travel_s(num_bytes: float) -> float:
+        return host_s(num_bytes) + ALGORITHMS[algorithm](network, num_bytes * width, num_nodes)
+
+    return predict_step(faster, travel_s, ranks, None if network.spare_core else host_s)

@@ -21,12 +21,12 @@ def write_model(study_dir: Path, host_dir: Path, network_file: Path | None, comm
     """Write model/README.md and its figures; returns the README.
 
     Args:
-      host_dir: study over memory, whose curves are casting, copying and adding alone; for `network_file`.
+      host_dir: study over memory, whose curves are casting, copying and adding alone.
     Raises:
       StudyError: a study or file cannot be read, or nothing was measured that the model could be checked with.
     """
     study, inputs, host = read_study(study_dir), read_inputs(study_dir), read_inputs(host_dir)
-    checked = check(study, inputs)
+    checked = check(study, inputs, host)
     if not checked:
         raise StudyError(
             "no point of two ranks or more was measured with batches out of memory, to check the model with",
@@ -55,7 +55,8 @@ def readme(
         f"`{command}`",
         "",
         "What one rank and one network were measured to do (inputs.json), put together by `trainer/scaling/model.py`:",
-        "when each bucket of gradients is ready in the backward pass, and what an all-reduce of its size takes alone.",
+        "when each bucket of gradients is ready in the backward pass, and what an all-reduce of its size takes alone;",
+        "over memory (`--host`) that is casting, copying and adding, which stops computing where no core is spare.",
         "Measured steps are in the column *measured* only.",
         "",
         "## Checked against measured steps",

@@ -47,17 +47,21 @@ class Series:
         return [self.alone_s / p.step_s for p in self.predictions]
 
 
-def check(study: Study, inputs: Inputs) -> list[Checked]:
-    """Every measured point of the number of ranks that the inputs are of, batches out of memory."""
+def check(study: Study, inputs: Inputs, host: Inputs) -> list[Checked]:
+    """Every measured point of the number of ranks that the inputs are of, batches out of memory.
+
+    Args:
+      host: of a study of as many ranks over memory, whose curves are casting, copying and adding alone.
+    """
     profiles = {(p.patch_size, p.local_batch_size): p for p in inputs.profiles}
     checked = []
     for run in study.done:
         point, profile = run.point, profiles.get((run.point.patch_size, run.point.local_batch_size))
         is_comparable = point.world_size == inputs.world_size > 1 and point.data == "memory"
-        travel = inputs.curves.get(point.compression)
-        if run.steps is None or profile is None or travel is None or not is_comparable:
+        travel, on_host = inputs.curves.get(point.compression), host.curves.get(point.compression)
+        if run.steps is None or profile is None or travel is None or on_host is None or not is_comparable:
             continue
-        prediction = predict_step(profile, travel, point.world_size, spare_core=inputs.spare_core)
+        prediction = predict_step(profile, travel, point.world_size, None if inputs.spare_core else on_host)
         checked.append(Checked(point, spread_of(run.steps.step_s.max(axis=2).ravel()).median, prediction))
     return checked
 

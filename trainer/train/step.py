@@ -103,7 +103,9 @@ class TrainStep:
         with tf.GradientTape() as tape:
             loss, _ = segmentation_loss(self._forward(images), labels, self._config.loss)
             target = self._optimizer.get_scaled_loss(loss) if self._scaled else loss
-        return loss, tape.gradient(target, self._model.trainable_variables)
+        gradients = tape.gradient(target, self._model.trainable_variables)
+        _in_order(gradients)
+        return loss, gradients
 
     def _pass(self, images: tf.Tensor, labels: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
         """A pass whose gradients are kept for the last one of the step."""
@@ -146,6 +148,22 @@ class TrainStep:
             means = self._comm.allreduce_gradients(statistics, "none", name="statistics")
             for variable, mean in zip(statistics, means, strict=True):
                 variable.assign(mean)
+
+
+def _in_order(gradients: Sequence[tf.Tensor]) -> None:
+    """Let the backward pass enter no convolution before the gradients of the layers above are there.
+
+    Nothing but the all-reduce waits for a weight's gradient, and TensorFlow may leave it for last: buckets would be
+    ready only at the end of the step, with nothing left to hide their journey behind. An operation can only wait for
+    older ones here, so that no circle can close.
+    """
+    wanted, there = {g.op for g in gradients}, []
+    for operation in gradients[0].graph.get_operations():
+        if operation in wanted:
+            there.append(operation)
+        elif operation.type.endswith("BackpropInput") and there:
+            operation._add_control_inputs(there)  # there is no public way to order what exists
+            there = []
 
 
 def _now_after(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
