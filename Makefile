@@ -51,7 +51,8 @@ $(REAL_SLIDE): tools/real_slide.py | $(VENV)/.ready
 
 .PHONY: test
 test: setup $(REAL_SLIDE) ## all tests but those that need a Slurm or minutes
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/unit tests/tensor -n 2 --dist worksteal
+	$(BIN)/python -m pytest tests/ranks tests/e2e
 
 .PHONY: test-long
 test-long: setup $(REAL_SLIDE) ## what takes minutes: runs killed again and again, a full disk, fuzzed annotations
