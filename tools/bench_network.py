@@ -3,7 +3,8 @@
   sudo .venv/bin/python tools/bench_network.py [LINK ...]      unslowed, 1gbit, 100mbit; all of them take 45 minutes
 
 Two hosts of one core each train DeepLabV3+ with ResNet-50, weak scaling, batch 1; on the unslowed network one host
-alone too. On every link the performance model's inputs are measured in the same job, its predictions put beside.
+alone too. On every link the performance model's inputs are measured in the same job, its predictions put beside. These
+take the host's work from the unslowed study, which therefore comes first.
 """
 
 from __future__ import annotations
