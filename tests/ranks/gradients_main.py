@@ -8,11 +8,11 @@ from trainer.config.schema import ModelConfig, OptimizerConfig, TrainingConfig
 from trainer.models import build_model
 from trainer.models.keras import keras, tf
 from trainer.runtime import Comm, SingleComm, start_comm
-from trainer.train.step import TrainStep, make_optimizer
+from trainer.train.step import INTER_OP_THREADS, TrainStep, make_optimizer
 
 comm = start_comm("horovod")
 tf.config.threading.set_intra_op_parallelism_threads(1)
-tf.config.threading.set_inter_op_parallelism_threads(1)
+tf.config.threading.set_inter_op_parallelism_threads(INTER_OP_THREADS)
 keras.utils.set_random_seed(1)
 PLAIN = OptimizerConfig(name="sgd", momentum=0.0, learning_rate=1.0)
 BATCHES = 4

@@ -23,7 +23,7 @@ from trainer.models.keras import keras, tf
 from trainer.runtime import SingleComm
 from trainer.runtime.start import my_threads
 from trainer.train.clock import peak_memory_bytes
-from trainer.train.step import TrainStep, make_optimizer
+from trainer.train.step import INTER_OP_THREADS, TrainStep, make_optimizer
 
 NUM_CLASSES = 2
 
@@ -32,7 +32,7 @@ def main(patch_size: int, batch: int, precision: str, recompute: str, backbone: 
     """Train so many steps after a first one and print what they took."""
     threads = my_threads().intra_op
     tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(INTER_OP_THREADS)
     deterministic_operations()
     keras.utils.set_random_seed(1)
     keras.mixed_precision.set_global_policy(precision)

@@ -34,7 +34,7 @@ from trainer.train.console import Console
 from trainer.train.ema import Averaged
 from trainer.train.fitting import fits_in_memory, memory_limit
 from trainer.train.run_dir import MARK
-from trainer.train.step import make_optimizer
+from trainer.train.step import INTER_OP_THREADS, make_optimizer
 
 
 @dataclass
@@ -72,7 +72,7 @@ def configure_tensorflow(config: Config, threads: int, local_rank: int) -> None:
     """Threads, precision, seed and this rank's GPU. Called once, before TensorFlow computes anything."""
     intra = config.runtime.intra_op_threads or threads
     tf.config.threading.set_intra_op_parallelism_threads(intra)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(INTER_OP_THREADS)
     with quiet_stderr():  # a machine without a GPU is no error worth six lines on every rank
         gpus = tf.config.list_physical_devices("GPU")
     if gpus:

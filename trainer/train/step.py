@@ -19,6 +19,10 @@ from trainer.models.recompute import recomputing
 from trainer.runtime.comm import Comm
 from trainer.train.ema import Averaged
 
+INTER_OP_THREADS = 2
+"""One alone may hand a gradient over to the all-reduce only when the whole backward pass has ended: it serves what it
+has put off last in, first out. The second is idle but for that."""
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -103,26 +107,27 @@ class TrainStep:
         with tf.GradientTape() as tape:
             loss, _ = segmentation_loss(self._forward(images), labels, self._config.loss)
             target = self._optimizer.get_scaled_loss(loss) if self._scaled else loss
-        gradients = tape.gradient(target, self._model.trainable_variables)
-        _in_order(gradients)
-        return loss, gradients
+        return loss, tape.gradient(target, self._model.trainable_variables)
 
     def _pass(self, images: tf.Tensor, labels: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
         """A pass whose gradients are kept for the last one of the step."""
         loss, gradients = self._gradients(images, labels, draw)
         for total, gradient in zip(self._sums, gradients, strict=True):
             total.assign_add(gradient)
+        _in_order(gradients)
         return loss
 
     def _last(
         self, images: tf.Tensor, labels: tf.Tensor, draw: tf.Tensor, losses: tf.Tensor, stop: tf.Tensor, passes: int
     ) -> tf.Tensor:
         """[3] float32: mean loss, ranks that ask to stop, exposed all-reduce seconds."""
-        loss, gradients = self._gradients(images, labels, draw)
+        loss, own = self._gradients(images, labels, draw)
+        gradients = own
         if passes > 1:
-            gradients = [(s + g) / passes for s, g in zip(self._sums, gradients, strict=True)]
+            gradients = [(s + g) / passes for s, g in zip(self._sums, own, strict=True)]
         told = self._comm.allreduce_tensor(tf.stack([(losses + loss) / passes / self._comm.world_size, stop]))
         gradients, seconds = self._mean_over_ranks(gradients)
+        _in_order(own)
         if self._scaled:
             gradients = self._optimizer.get_unscaled_gradients(gradients)
         self._optimizer.apply_gradients(zip(gradients, self._model.trainable_variables, strict=True))
@@ -151,19 +156,27 @@ class TrainStep:
 
 
 def _in_order(gradients: Sequence[tf.Tensor]) -> None:
-    """Let the backward pass enter no convolution before the gradients of the layers above are there.
+    """Let the backward pass enter no convolution before what the layers above send is ready to be sent.
 
-    Nothing but the all-reduce waits for a weight's gradient, and TensorFlow may leave it for last: buckets would be
-    ready only at the end of the step, with nothing left to hide their journey behind. An operation can only wait for
-    older ones here, so that no circle can close.
+    Nothing but the all-reduce waits for a weight's gradient and for its cast to what travels, and TensorFlow may leave
+    them for last: buckets would be ready only at the end of the step, with nothing left to hide their journey behind.
+    A convolution waits only for what depends on older operations than itself, so no circle can close.
     """
-    wanted, there = {g.op for g in gradients}, []
-    for operation in gradients[0].graph.get_operations():
-        if operation in wanted:
-            there.append(operation)
-        elif operation.type.endswith("BackpropInput") and there:
-            operation._add_control_inputs(there)  # there is no public way to order what exists
+    operations = gradients[0].graph.get_operations()
+    needs = {operation: age for age, operation in enumerate(operations)}  # -> the youngest that it waits for, or itself
+    youngest, sent = max(needs[g.op] for g in gradients), {g.op for g in gradients}
+    for operation in operations[youngest + 1 :]:  # what is made from gradients, up to the all-reduce
+        parents = {t.op for t in operation.inputs} | set(operation.control_inputs)
+        if not operation.type.startswith("Horovod"):
+            needs[operation] = max((needs[p] for p in parents), default=-1)
+            sent |= {operation} if sent & parents else set()
+    ready = sorted(sent, key=needs.__getitem__, reverse=True)
+    for age, operation in enumerate(operations[:youngest]):
+        if operation.type.endswith("BackpropInput"):
             there = []
+            while needs[ready[-1]] < age:
+                there.append(ready.pop())
+            operation._add_control_inputs(there)  # there is no public way to order what exists
 
 
 def _now_after(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
