@@ -21,7 +21,7 @@ from trainer.train.ema import Averaged
 
 INTER_OP_THREADS = 2
 """One alone may hand a gradient over to the all-reduce only when the whole backward pass has ended: it serves what it
-has put off last in, first out. The second is idle but for that."""
+has put off last in, first out. A second takes the oldest."""
 
 
 @dataclass(frozen=True)
