@@ -88,7 +88,7 @@ def exact_auc(scores: np.ndarray, positive: np.ndarray) -> float:
     return float((ranks[positive].sum() - num * (num + 1) / 2) / (num * (len(scores) - num)))
 
 
-def by_darkness(images: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
+def by_darkness(images: np.ndarray, spatial: int = 1) -> tuple[tf.Tensor, tf.Tensor]:
     """Classes and log-odds as a network's, of a rule that needs no training."""
     odds = (128 - tf.reduce_mean(tf.cast(images, tf.float32), -1)) / 16
     return tf.cast(odds > 0, tf.uint8), tf.stack([-odds, odds], -1)

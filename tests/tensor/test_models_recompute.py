@@ -5,9 +5,10 @@ import pytest
 
 from trainer.config.schema import LossConfig, ModelConfig
 from trainer.models import build_model, segmentation_loss
+from trainer.models.graph import calls_of
 from trainer.models.keras import keras, tf
 from trainer.models.noise import noise_seed
-from trainer.models.recompute import _calls, _segments, recomputing
+from trainer.models.recompute import _segments, recomputing
 
 SMALL = {"aspp_channels": 16, "decoder_channels": 16, "dropout": 0.0}
 
@@ -62,7 +63,7 @@ def test_loss_and_gradients_are_those_of_the_network(backbone, policy, tolerance
 @pytest.mark.parametrize("backbone", ["efficientnetb0", "seresnet18", "densenet121", "xception"])
 def test_every_family_is_cut_into_segments_that_hold_each_layer_once(backbone):
     model = _build(backbone=backbone)
-    calls, handed_out = _calls(model)
+    calls, handed_out = calls_of(model)
     segments = _segments(calls, handed_out)
     inner = model.get_layer("backbone")
     expected = {x.name for x in [*model.layers, *inner.layers] if not isinstance(x, keras.layers.InputLayer)} - {

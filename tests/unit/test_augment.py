@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from trainer.batches.augment import augment, jitter_colour
 from trainer.batches.warp import draw_map, warp
 from trainer.config.schema import AugmentConfig
 from trainer.slides.stain import hed_jitter
+from trainer.stores import Part
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
 LABEL = np.random.default_rng(1).integers(0, 3, (32, 32), np.uint8)
@@ -19,6 +22,24 @@ STILL = AugmentConfig(flip=False, brightness=0, contrast=0, saturation=0)
 
 def still(**changes: float) -> AugmentConfig:
     return STILL.model_copy(update=changes)
+
+
+def augmented(
+    image: np.ndarray,
+    label: np.ndarray,
+    config: AugmentConfig,
+    rng: np.random.Generator,
+    rows: tuple[int, int] | None = None,
+    parts: list[Part] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A patch in memory; what is read of it is appended to `parts`."""
+
+    def read(part: Part) -> tuple[np.ndarray, np.ndarray]:
+        if parts is not None:
+            parts.append(part)
+        return image[part.slices], label[part.slices]
+
+    return augment(read, len(label), rows or (0, len(label)), config, rng)
 
 
 def square(size: int, half: int) -> tuple[np.ndarray, np.ndarray]:
@@ -32,7 +53,7 @@ def test_flips_move_labels_with_pixels() -> None:
     tagged = np.repeat(LABEL[..., None] * 50, 3, axis=-1)
     images = []
     for seed in range(64):
-        image, label = augment(tagged, LABEL, still(flip=True), np.random.default_rng(seed))
+        image, label = augmented(tagged, LABEL, still(flip=True), np.random.default_rng(seed))
         np.testing.assert_array_equal(image[..., 0], label * 50)
         images.append(label.tobytes())
     assert len(set(images)) == 8, "the symmetries of the square"
@@ -41,14 +62,14 @@ def test_flips_move_labels_with_pixels() -> None:
 @pytest.mark.parametrize("changes", [{}, {"scale": 0.3}, {"elastic": 0.1}, {"scale": 0.3, "elastic": 0.1, "hed": 0.1}])
 def test_augmentation_is_a_function_of_its_seed(changes: dict[str, float]) -> None:
     config = AugmentConfig(**changes)
-    one, two, other = (augment(IMAGE, LABEL, config, np.random.default_rng([1, 2, n])) for n in (3, 3, 4))
+    one, two, other = (augmented(IMAGE, LABEL, config, np.random.default_rng([1, 2, n])) for n in (3, 3, 4))
     np.testing.assert_array_equal(one[0], two[0])
     np.testing.assert_array_equal(one[1], two[1])
     assert not np.array_equal(one[0], other[0])
 
 
 def test_without_warping_labels_are_only_moved() -> None:
-    _, label = augment(IMAGE, LABEL, AugmentConfig(), np.random.default_rng(1))
+    _, label = augmented(IMAGE, LABEL, AugmentConfig(), np.random.default_rng(1))
     np.testing.assert_array_equal(np.bincount(label.ravel()), np.bincount(LABEL.ravel()))
 
 
@@ -58,8 +79,10 @@ def test_colour_jitter_follows_its_definition() -> None:
     grey = jitter_colour(IMAGE, 1, 1, 0)
     luma = IMAGE @ np.array([0.299, 0.587, 0.114])
     assert np.abs(grey.astype(float) - luma[..., None]).max() <= 1
-    flat = jitter_colour(IMAGE, 1, 0, 1)
-    assert np.abs(flat.astype(float) - luma.mean()).max() <= 1
+    assert set(np.unique(jitter_colour(IMAGE, 1, 0, 1))) <= {127, 128}, "no contrast is middle grey"
+    image = np.random.default_rng(3).integers(0, 256, (300, 400, 3), np.uint8)
+    expected = np.clip(np.rint(1.1 * (127.5 + 1.2 * (image - 127.5))), 0, 255)
+    assert np.abs(jitter_colour(image, 1.1, 1.2, 1) - expected).max() <= 1
 
 
 def test_each_change_keeps_the_numbers_of_those_that_were_there_before_it() -> None:
@@ -78,9 +101,35 @@ def test_each_change_keeps_the_numbers_of_those_that_were_there_before_it() -> N
             moved_label,
         )
         for config, (pixels, labels) in expected.items():
-            found = augment(IMAGE, LABEL, config, np.random.default_rng(seed))
+            found = augmented(IMAGE, LABEL, config, np.random.default_rng(seed))
             np.testing.assert_array_equal(found[0], pixels)
             np.testing.assert_array_equal(found[1], labels)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 9999),
+    size=st.sampled_from([32, 48, 112, 240]),
+    parts=st.integers(1, 4),
+    changes=st.sampled_from([{}, {"hed": 0.1}, {"scale": 0.5}, {"elastic": 0.1}, {"scale": 0.3, "elastic": 0.05}]),
+)
+def test_ranks_that_share_a_patch_make_it_together_and_read_only_what_they_need(
+    seed: int, size: int, parts: int, changes: dict[str, float]
+) -> None:
+    rng = np.random.default_rng(seed)
+    image, label = rng.integers(0, 256, (size, size, 3), np.uint8), rng.integers(0, 3, (size, size), np.uint8)
+    config = AugmentConfig(**changes)
+    whole = augmented(image, label, config, np.random.default_rng([seed, 1]))
+    edges = np.rint(np.linspace(0, size, parts + 1)).astype(int).tolist()
+    read: list[Part] = []
+    slabs = [augmented(image, label, config, np.random.default_rng([seed, 1]), rows, read) for rows in pairwise(edges)]
+    # Pillow's coordinates are those of what was read, so a last bit may round the other way
+    assert np.abs(np.concatenate([s[0] for s in slabs]).astype(int) - whole[0]).max() <= 1
+    assert (np.concatenate([s[1] for s in slabs]) == whole[1]).mean() > 0.999
+    if not changes.keys() & {"scale", "elastic"}:
+        assert sum(p.width * p.height for p in read) == size**2, "each pixel is read once"
+    elif parts == 4 and size == 240:  # a zoom by 1 / 1.5 needs 1.5 times the rows, a cell of the mesh is 15 px
+        assert max(min(p.width, p.height) for p in read) <= 60 * 1.5 + 2 * 15 * 1.5 + 2 * 0.1 * size + 4
 
 
 @settings(max_examples=40, deadline=None)
@@ -141,5 +190,5 @@ def test_outside_the_patch_lies_its_mirror_image_with_its_labels() -> None:
 def test_ignored_pixels_stay_ignored_and_no_class_is_invented() -> None:
     labels = np.where(LABEL == 1, 255, LABEL).astype(np.uint8)
     for seed in range(8):
-        _, label = augment(IMAGE, labels, still(scale=0.5, elastic=0.1), np.random.default_rng(seed))
+        _, label = augmented(IMAGE, labels, still(scale=0.5, elastic=0.1), np.random.default_rng(seed))
         assert set(np.unique(label)) <= {0, 2, 255}

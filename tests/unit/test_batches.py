@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.batches.loader import prefetched, training_jobs
+from trainer.batches.loader import Wanted, prefetched, training_jobs
 from trainer.batches.order import EpochOrder, epoch_quota, positions_of_rank
 from trainer.config.schema import AugmentConfig, SamplingConfig
+from trainer.stores import Part
 
 
 def order_of(n: int, positives: int = 0, sampling: SamplingConfig | None = None, seed: int = 1) -> EpochOrder:
@@ -99,17 +99,18 @@ def test_a_pool_that_is_too_small_is_repeated_evenly() -> None:
     assert np.bincount(order, minlength=12)[:2].tolist() in ([3, 2], [2, 3])
 
 
-def store_read(rows: np.ndarray, delay_s: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    time.sleep(delay_s * (int(rows[0]) % 3))
-    return np.full((1, 8, 8, 3), rows[0], np.uint8), np.full((1, 8, 8), rows[0] % 2, np.uint8)
+class SlowStore:
+    def read(self, rows: np.ndarray, part: Part) -> tuple[np.ndarray, np.ndarray]:
+        time.sleep(0.002 * (int(rows[0]) % 3))
+        return np.full((1, 8, 8, 3), rows[0], np.uint8), np.full((1, 8, 8), rows[0] % 2, np.uint8)
 
 
 def test_batches_come_in_order_whatever_thread_was_faster_and_resume_where_they_stopped() -> None:
     config = AugmentConfig(brightness=0, contrast=0, saturation=0)
 
     def rows_of(steps: range) -> list[list[int]]:
-        places = (order_of(20).at(step_positions(s, 4, 1, 2)) for s in steps)
-        jobs = training_jobs(partial(store_read, delay_s=0.002), places, config, 1)
+        wanted = (Wanted(order_of(20).at(step_positions(s, 4, 1, 2)), 8, (0, 8)) for s in steps)
+        jobs = training_jobs(SlowStore(), wanted, config, 1)
         return [images[:, 0, 0, 0].tolist() for images, _ in prefetched(jobs, threads=3, prefetch_batches=2)]
 
     expected = [[row for _, row in order_of(20).at(step_positions(s, 4, 1, 2))] for s in range(6)]

@@ -3,13 +3,15 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.config.schema import OptimizerConfig, PlateauConfig, StageConfig
+from trainer.batches.order import positions_of_rank
+from trainer.config.schema import OptimizerConfig, ParallelConfig, PlateauConfig, StageConfig
 from trainer.curriculum import START, Batch, Plan, Position, make_plan, plan_batches
-from trainer.curriculum.batches import scoring_batches
+from trainer.curriculum.batches import scoring_batches, scoring_splits
 from trainer.curriculum.plan import size_sequence
 from trainer.errors import ConfigError
 
@@ -20,7 +22,7 @@ STAGES = (
 
 
 def plan_of(stages: tuple[StageConfig, ...], lengths: dict[int, int], world_size: int, done: Position = START) -> Plan:
-    return make_plan(stages, plan_batches(stages, lambda size, batch, passes: True), lengths, world_size, done)
+    return make_plan(stages, plan_batches(stages, lambda size, batch, passes, spatial: True), lengths, world_size, done)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 64, 1024])
@@ -50,6 +52,32 @@ def test_each_step_belongs_to_one_stage() -> None:
 def test_a_stage_is_as_long_as_its_epochs_images_steps_or_plateau_say(length: dict[str, Any], steps: int) -> None:
     stage = StageConfig(patch_size=64, local_batch_size=4, accumulate=2, **length)
     assert plan_of((stage,), {64: 100}, 2).total_steps == steps
+
+
+@given(world_size=st.sampled_from([4, 8, 24]), spatial=st.sampled_from([1, 2, 4]), length=st.integers(20, 400))
+def test_ranks_that_share_patches_count_as_one(world_size: int, spatial: int, length: int) -> None:
+    split = StageConfig(patch_size=64, local_batch_size=2, epochs=2, parallel={"spatial": spatial})
+    alone = split.model_copy(update={"parallel": ParallelConfig()})
+    stage = plan_of((split,), {64: length}, world_size).stages[0]
+    same = plan_of((alone,), {64: length}, world_size // spatial).stages[0]
+    assert (stage.num_groups, stage.spatial) == (world_size // spatial, spatial)
+    assert stage.num_steps == same.num_steps and stage.global_batch(64) == same.global_batch(64)
+    groups = {
+        tuple(np.concatenate([positions_of_rank(stage.samples_at(n)[64], 2, r // spatial, stage.num_groups)
+                              for n in range(stage.num_steps)]).tolist())
+        for r in range(world_size)
+    }  # fmt: skip
+    assert sorted(p for g in groups for p in g) == list(range(stage.num_steps * stage.global_batch(64)))
+
+
+def test_scoring_shares_patches_as_training_does_where_the_ranks_come_out_even() -> None:
+    stages = (
+        StageConfig(patch_size=64, local_batch_size=1, steps=1, parallel={"spatial": 2}),
+        StageConfig(sizes={64: 1, 128: 1}, local_batch_size=1, steps=1, parallel={"spatial": 4}),
+        StageConfig(patch_size=32, local_batch_size=1, steps=1),
+    )
+    assert scoring_splits(stages, 8) == {64: 4, 128: 4, 32: 1}
+    assert scoring_splits(stages, 3) == {64: 1, 128: 1, 32: 1}
 
 
 @settings(max_examples=100, deadline=None)
@@ -124,8 +152,8 @@ def test_auto_learns_from_the_same_patches_whatever_the_memory(
         StageConfig(patch_size=size, local_batch_size="auto", accumulate=accumulate, steps=1),
         StageConfig(patch_size=largest, local_batch_size=1, steps=1),
     )
-    roomy = plan_batches(stages, lambda size, batch, passes: True)[0][size]
-    tight = plan_batches(stages, lambda size, batch, passes: batch <= fitting)[0][size]
+    roomy = plan_batches(stages, lambda size, batch, passes, spatial: True)[0][size]
+    tight = plan_batches(stages, lambda size, batch, passes, spatial: batch <= fitting)[0][size]
     assert tight.patches == roomy.patches and tight.local_batch_size <= fitting
 
 
@@ -135,13 +163,13 @@ def test_auto_keeps_the_pixels_of_the_largest_patch_and_splits_what_memory_does_
         StageConfig(patch_size=704, local_batch_size="auto", steps=1),
         StageConfig(patch_size=2048, local_batch_size="auto", steps=1),
     )
-    roomy = plan_batches(stages, lambda size, batch, passes: True)
+    roomy = plan_batches(stages, lambda size, batch, passes, spatial: True)
     assert [b for s in roomy for b in s.values()] == [Batch(64), Batch(8), Batch(1)]
-    tight = plan_batches(stages, lambda size, batch, passes: batch == 1 or size**2 * batch <= 2048**2 // 3)[:2]
+    tight = plan_batches(stages, lambda size, batch, passes, spatial: batch == 1 or size**2 * batch <= 2048**2 // 3)[:2]
     assert [b for s in tight for b in s.values()] == [Batch(16, 4), Batch(2, 4)], "the same patches in every step"
     assert scoring_batches(stages) == {256: 64, 704: 8, 2048: 1}, "scores do not depend on a machine's memory"
     with pytest.raises(ConfigError, match=r"training\.recompute=blocks"):
-        plan_batches(stages, lambda size, batch, passes: size < 2048)
+        plan_batches(stages, lambda size, batch, passes, spatial: size < 2048)
 
 
 def test_learning_rate_rules_have_their_published_values() -> None:

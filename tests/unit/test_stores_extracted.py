@@ -22,7 +22,7 @@ from trainer.evaluate.tiles import footprint_tiles, validation_tiles
 from trainer.patches.build import build_index
 from trainer.patches.index import PatchIndex
 from trainer.slides.dataset import SlideRecord
-from trainer.stores import open_store, store_format
+from trainer.stores import Part, open_store, store_format
 from trainer.stores.extract import Outcome, extract, jobs_of, unfinished
 from trainer.stores.extracted import ExtractedStore
 from trainer.stores.lookup import patch_around, patch_at
@@ -87,6 +87,24 @@ def test_a_lossless_store_gives_the_pixels_and_labels_of_the_slides(
         rows = np.random.default_rng(0).permutation(np.flatnonzero(index.size == size))
         assert len(rows) > 20
         assert same(store.read(rows), slides.read(rows))
+
+
+@pytest.mark.parametrize("kind", ["slide", *KINDS])
+@pytest.mark.parametrize("resolution", [{"level": 0}, {"level": 1}])
+def test_a_part_of_a_patch_is_what_the_whole_shows_there(tmp_path: Path, kind: str, resolution: dict) -> None:
+    config = cohort(tmp_path, kind if kind in KINDS else "hdf5", resolution)
+    index, _ = fill(config)
+    store = SlideStore(index, config) if kind == "slide" else extracted(index, config)
+    rows = np.flatnonzero(index.size == 80)
+    whole = store.read(rows)
+    assert len(np.unique(whole[1])) == 2
+    for part in (Part(0, 0, 80, 32), Part(0, 32, 80, 48), Part(7, 11, 5, 60)):
+        cut = tuple(
+            pixels[:, part.top : part.top + part.height, part.left : part.left + part.width] for pixels in whole
+        )
+        assert same(store.read(rows, part), cut)
+        where = [int(column[rows[0]]) for column in (index.slide, index.x, index.y, index.size)]
+        assert same(store.read_at(*where, part), (cut[0][0], cut[1][0]))
 
 
 def test_jpeg_is_close_and_its_labels_are_exact(tmp_path: Path) -> None:

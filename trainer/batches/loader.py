@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from trainer.batches.augment import augment
+from trainer.batches.augment import Patch, Rows, augment
 from trainer.config.schema import AugmentConfig
+from trainer.stores import Part, PatchStore
 
-Patch = tuple[np.ndarray, np.ndarray]
-"""One image [P, P, 3] uint8 and its labels [P, P] uint8."""
 Batch = tuple[np.ndarray, np.ndarray]
-"""Images [B, P, P, 3] uint8 and labels [B, P, P] uint8."""
+"""Images [B, P, P, 3] uint8 and labels [B, P, P] uint8, or some rows of them."""
 
 
 def prefetched(
@@ -42,22 +43,32 @@ def _collect(futures: list[Future[Patch]]) -> Batch:
     return np.stack(images), np.stack(labels)
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What one rank trains on at one step."""
+
+    places: Sequence[tuple[int, int]]
+    """(epoch, index row) of each patch."""
+    patch_size: int
+    rows: Rows
+    """Rows of each patch: all, unless ranks share it."""
+
+
 def training_jobs(
-    store_read: Callable[[np.ndarray], Batch],
-    places_of_steps: Iterable[list[tuple[int, int]]],
-    config: AugmentConfig,
-    seed: int,
+    store: PatchStore, steps: Iterable[Wanted], config: AugmentConfig, seed: int
 ) -> Iterator[list[Callable[[], Patch]]]:
-    """The patches one rank trains on at each step, given as (epoch, row) places, as jobs for `prefetched`."""
-    for places in places_of_steps:
-        yield [_training_job(store_read, epoch, row, config, seed) for epoch, row in places]
+    """What one rank trains on at each step as jobs for `prefetched`."""
+    for wanted in steps:
+        yield [partial(_training_patch, store, wanted, place, config, seed) for place in wanted.places]
 
 
-def _training_job(
-    store_read: Callable[[np.ndarray], Batch], epoch: int, row: int, config: AugmentConfig, seed: int
-) -> Callable[[], Patch]:
-    def read() -> Patch:
-        images, labels = store_read(np.array([row]))
-        return augment(images[0], labels[0], config, np.random.default_rng([seed, epoch, row]))
+def _training_patch(
+    store: PatchStore, wanted: Wanted, place: tuple[int, int], config: AugmentConfig, seed: int
+) -> Patch:
+    epoch, row = place
 
-    return read
+    def read(part: Part) -> Patch:
+        images, labels = store.read(np.array([row]), part)
+        return images[0], labels[0]
+
+    return augment(read, wanted.patch_size, wanted.rows, config, np.random.default_rng([seed, epoch, row]))

@@ -1,10 +1,12 @@
-"""Peak memory and step time of one training setting, in a process of its own.
+"""Peak memory and step time of one training setting, in a process of its own, or in several that share each patch.
 
   python -m trainer.bench.memory_step PATCH BATCH PRECISION RECOMPUTE [BACKBONE] [STEPS]
+  mpirun -np 2 --bind-to core python -m trainer.bench.memory_step 2048 1 float32 none
 
 PRECISION is float32, mixed_bfloat16 or mixed_float16; RECOMPUTE is none or blocks. A step is that of `widefield train`
-on one rank, with Adam, on a random batch. The first step traces and warms up; the median is over the others. Peak
-memory is the process's largest resident set (VmHWM), decimal gigabytes. Prints one line of JSON.
+with Adam, on a random batch; the ranks of mpirun each take a slab of its patches. The first step traces and warms up;
+the median is over the others. Peak memory is the largest resident set (VmHWM) of any process, decimal gigabytes. Prints
+one line of JSON.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from trainer.config.schema import ModelConfig, TrainingConfig
 from trainer.models import build_model
 from trainer.models.determinism import deterministic_operations
 from trainer.models.keras import keras, tf
-from trainer.runtime import SingleComm
+from trainer.models.spatial import check_split, slabs
+from trainer.runtime import start_comm
 from trainer.runtime.start import my_threads
 from trainer.train.clock import peak_memory_bytes
 from trainer.train.step import INTER_OP_THREADS, TrainStep, make_optimizer
@@ -30,6 +33,8 @@ NUM_CLASSES = 2
 
 def main(patch_size: int, batch: int, precision: str, recompute: str, backbone: str, num_steps: int) -> None:
     """Train so many steps after a first one and print what they took."""
+    comm = start_comm("horovod")
+    spatial = comm.world_size
     threads = my_threads().intra_op
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(INTER_OP_THREADS)
@@ -41,15 +46,22 @@ def main(patch_size: int, batch: int, precision: str, recompute: str, backbone: 
     model = build_model(ModelConfig(backbone=backbone), NUM_CLASSES)
     optimizer = make_optimizer(training.optimizer, precision)
     optimizer.build(model.trainable_variables)
-    step = TrainStep(model, optimizer, training, SingleComm())
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (batch, patch_size, patch_size, 3), np.uint8)
-    labels = rng.integers(0, NUM_CLASSES, (batch, patch_size, patch_size), np.uint8)
+    if spatial > 1:
+        check_split(model, patch_size, spatial)
+    comm.broadcast_variables(model.variables)
+    step = TrainStep(model, optimizer, training, comm)
+    rng, rows = np.random.default_rng(comm.rank), slabs(patch_size, spatial)[comm.rank]
+    shape = (batch, rows.stop - rows.start, patch_size)
+    images = rng.integers(0, 256, (*shape, 3), np.uint8)
+    labels = rng.integers(0, NUM_CLASSES, shape, np.uint8)
     seconds = []
     for number in range(1 + num_steps):
         start = time.perf_counter()
-        step(images, labels, number)
+        step(images, labels, number, spatial=spatial)
         seconds.append(time.perf_counter() - start)
+    peaks, halos = comm.gather(peak_memory_bytes()), comm.gather(sum(step.halo_bytes.values()))
+    if comm.rank > 0:
+        return
     print(
         json.dumps(
             {
@@ -60,7 +72,9 @@ def main(patch_size: int, batch: int, precision: str, recompute: str, backbone: 
                 "backbone": backbone,
                 "threads": threads,
                 "median_step_s": round(statistics.median(seconds[1:]), 4),
-                "peak_memory_gb": round(peak_memory_bytes() / 1e9, 3),
+                "peak_memory_gb": round(max(peaks) / 1e9, 3),
+                "ranks_per_patch": spatial,
+                "halo_bytes": max(halos),
             }
         )
     )

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     from trainer.train.session import configure_tensorflow
 
     threads = my_threads().intra_op
-    comm = start_comm(config.runtime.backend, config.runtime.horovod)
+    comm = start_comm(config.runtime.backend, config.runtime.horovod, has_groups=config.has_groups)
     configure_tensorflow(config, threads, comm.local_rank)
     evaluate_run(
         config,

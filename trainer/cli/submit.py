@@ -55,8 +55,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace, world_size: int) -> None:
-    from trainer.config import check_rules, load_config
+    from trainer.config import check_groups, check_rules, load_config
 
     path = Path(args.target) / "config.yaml" if args.job == "evaluate" else Path(args.target)
-    for warning in check_rules(load_config(path, args.overrides), world_size):
+    config = load_config(path, args.overrides)
+    if args.job == "train":
+        check_groups(config, world_size)
+    for warning in check_rules(config, world_size):
         print(f"warning: {warning}")

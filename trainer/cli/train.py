@@ -68,7 +68,7 @@ def _train(config: Config, stop: StopRequest, args: argparse.Namespace) -> None:
     from trainer.train.session import configure_tensorflow
 
     threads = my_threads().intra_op
-    comm = start_comm(config.runtime.backend, config.runtime.horovod)
+    comm = start_comm(config.runtime.backend, config.runtime.horovod, has_groups=config.has_groups)
     configure_tensorflow(config, threads, comm.local_rank)
     resume = args.resume is not None or (args.go_on and on_root(comm, lambda: holds_run(config.output)))
     train(config, comm, stop, resume=resume, overwrite=args.overwrite)

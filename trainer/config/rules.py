@@ -34,6 +34,23 @@ def _check_patch_sizes(config: Config) -> None:
                 )
 
 
+def check_groups(config: Config, world_size: int) -> None:
+    """Whether every stage's groups of ranks that share a patch come out even.
+
+    Raises:
+      ConfigError: naming the stage and the numbers of ranks that would do.
+    """
+    for i, stage in enumerate(config.curriculum):
+        spatial = stage.parallel.spatial
+        if world_size % spatial:
+            fits = [n for n in range(1, spatial + 1) if world_size % n == 0]
+            raise ConfigError(
+                f"{world_size} rank(s) cannot be put into groups of {spatial}",
+                where=f"curriculum[{i}].parallel.spatial",
+                fix=f"curriculum.{i}.parallel.spatial={fits[-1]}, or a multiple of {spatial} ranks",
+            )
+
+
 def _check_recompute(config: Config) -> None:
     if config.training.recompute != "none" and config.model.norm in ("batch", "sync_batch"):
         raise ConfigError(

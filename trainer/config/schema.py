@@ -311,6 +311,16 @@ class PlateauConfig(Section):
     """The stage ends here at the latest. Learning-rate schedules count on this length until it has ended earlier."""
 
 
+class ParallelConfig(Section):
+    """How the ranks share the work of a stage."""
+
+    spatial: Positive = 1
+    """Consecutive ranks that share each patch, every one with a slab of its rows: for patches larger than one rank's
+    memory. They count as one where ranks are counted (batch, learning rate); the others are data-parallel to them."""
+    within_node: bool = False
+    """Refuse to start where ranks that share a patch are on different nodes."""
+
+
 class StageConfig(Section):
     """One stage of the curriculum. Its length is given in exactly one unit."""
 
@@ -331,6 +341,7 @@ class StageConfig(Section):
     """Optimiser steps."""
     plateau: PlateauConfig | None = None
     learning_rate_factor: float = Field(1.0, gt=0.0)
+    parallel: ParallelConfig = ParallelConfig()
 
     @model_validator(mode="after")
     def _one_of_each(self) -> StageConfig:
@@ -421,6 +432,11 @@ class Config(Section):
     def patch_sizes(self) -> tuple[int, ...]:
         """The distinct patch sizes of the curriculum, ascending."""
         return tuple(sorted({size for s in self.curriculum for size in s.size_shares}))
+
+    @property
+    def has_groups(self) -> bool:
+        """Some stage lets ranks share patches."""
+        return any(s.parallel.spatial > 1 for s in self.curriculum)
 
     @property
     def index_path(self) -> Path:

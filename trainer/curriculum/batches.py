@@ -9,8 +9,9 @@ from trainer.config.schema import StageConfig
 from trainer.curriculum.plan import Batch
 from trainer.errors import ConfigError
 
-Fits = Callable[[int, int, int], bool]
-"""(patch size, local batch size, passes) -> whether a training step of it fits into a rank's memory."""
+Fits = Callable[[int, int, int, int], bool]
+"""(patch size, local batch size, passes, ranks that share a patch) -> whether a training step of it fits into a rank's
+memory."""
 
 
 def plan_batches(stages: Sequence[StageConfig], fits: Fits) -> list[dict[int, Batch]]:
@@ -35,13 +36,13 @@ def _batch(stage: StageConfig, number: int, size: int, pixels: int, fits: Fits) 
         return Batch(wanted, stage.accumulate)
     for passes in (n for n in range(1, wanted + 1) if wanted % n == 0):  # the step keeps its patches
         local = wanted // passes
-        if fits(size, local, stage.accumulate * passes):
+        if fits(size, local, stage.accumulate * passes, stage.parallel.spatial):
             return Batch(local, stage.accumulate * passes)
     raise ConfigError(
         f"one patch of {size} px does not fit into the memory of a rank",
         where=f"curriculum[{number}].local_batch_size = 'auto'",
-        fix="training.recompute=blocks, training.precision=mixed_bfloat16, fewer ranks per node, or, if the memory is "
-        "there, runtime.memory_gb=... or a number for local_batch_size",
+        fix="training.recompute=blocks, training.precision=mixed_bfloat16, parallel.spatial=2 or more, fewer ranks per "
+        "node, or, if the memory is there, runtime.memory_gb=... or a number for local_batch_size",
     )
 
 
@@ -58,3 +59,13 @@ def scoring_batches(stages: Sequence[StageConfig]) -> dict[int, int]:
     return {
         size: wanted_batch(s.local_batch_size, size, s.largest_size, pixels) for s in stages for size in s.size_shares
     }
+
+
+def scoring_splits(stages: Sequence[StageConfig], world_size: int) -> dict[int, int]:
+    """Patch size -> ranks that share a patch of it when scoring: as many as in training, where so many ranks come out
+    even."""
+    splits: dict[int, int] = {}
+    for stage in stages:
+        for size in stage.size_shares:
+            splits[size] = max(splits.get(size, 1), stage.parallel.spatial)
+    return {size: spatial if world_size % spatial == 0 else 1 for size, spatial in splits.items()}

@@ -14,7 +14,7 @@ from trainer.config.schema import PlateauConfig, StageConfig
 
 @dataclass(frozen=True)
 class Batch:
-    """How many patches of one size one rank takes in one optimiser step."""
+    """How many patches of one size one rank, or one group that shares them, takes in one optimiser step."""
 
     local_batch_size: int
     """Patches of one forward pass."""
@@ -58,7 +58,10 @@ class Stage:
     number: int
     size_shares: Mapping[int, float]
     batches: Mapping[int, Batch]
-    world_size: int
+    spatial: int
+    """Ranks that share each patch."""
+    num_groups: int
+    """Groups of so many ranks, each with patches of its own; all ranks where patches are not split."""
     learning_rate_factor: float
     plateau: PlateauConfig | None
     first_step: int
@@ -97,7 +100,7 @@ class Stage:
 
     def global_batch(self, size: int) -> int:
         """Patches of one optimiser step over all ranks."""
-        return self.batches[size].patches * self.world_size
+        return self.batches[size].patches * self.num_groups
 
     def megapixels_at(self, step: int) -> float:
         size = self.size_at(step)
@@ -147,6 +150,7 @@ def make_plan(
       done: how far the run has come, on whatever number of ranks; the rest is planned for `world_size`.
     """
     planned: list[Stage] = []
+    groups = [world_size // stage.parallel.spatial for stage in stages]
     for number, (stage, stage_batches) in enumerate(zip(stages, batches, strict=True)):
         first = planned[-1].end_step if planned else 0
         is_current = number == done.stage
@@ -155,13 +159,14 @@ def make_plan(
         if number < done.stage:
             end = done.stage_ends[number]
         else:
-            end = start + _steps_left(stage, stage_batches, patches_per_epoch, world_size, start - first, samples)
+            end = start + _steps_left(stage, stage_batches, patches_per_epoch, groups[number], start - first, samples)
         planned.append(
             Stage(
                 number=number,
                 size_shares=stage.size_shares,
                 batches=stage_batches,
-                world_size=world_size,
+                spatial=stage.parallel.spatial,
+                num_groups=groups[number],
                 learning_rate_factor=stage.learning_rate_factor,
                 plateau=stage.plateau,
                 first_step=first,
@@ -177,7 +182,7 @@ def _steps_left(
     stage: StageConfig,
     batches: Mapping[int, Batch],
     patches_per_epoch: Mapping[int, int],
-    world_size: int,
+    num_groups: int,
     steps_done: int,
     samples: Mapping[int, int],
 ) -> int:
@@ -186,7 +191,7 @@ def _steps_left(
         return max(0, limit - steps_done)
     largest, shares = stage.largest_size, stage.size_shares
     wanted = stage.images or math.ceil((stage.epochs or 0) * patches_per_epoch[largest])
-    turns = math.ceil(max(0, wanted - samples.get(largest, 0)) / (batches[largest].patches * world_size))
+    turns = math.ceil(max(0, wanted - samples.get(largest, 0)) / (batches[largest].patches * num_groups))
     if turns == 0:
         return 0
     # the step at which the largest size has had its turns

@@ -68,6 +68,11 @@ _COST: tuple[Column, ...] = (
     ("loop overhead", _share("overhead_fraction")),
     ("gradient MB per step", lambda s: f"{s['allreduce_bytes_per_step'] / 1e6:.1f}"),
 )
+_SHARED: tuple[Column, ...] = (
+    ("ranks per patch", lambda s: str(s.get("spatial", 1))),
+    ("halo MB per rank and step", lambda s: f"{s.get('halo_bytes_per_step', 0) / 1e6:.1f}"),
+)
+"""Where ranks shared patches."""
 SCORES: tuple[Column, ...] = (
     ("patch size", lambda s: str(s["patch_size"])),
     ("common mIoU", _fixed("common_miou", 4)),
@@ -135,7 +140,7 @@ def render(report: dict[str, Any], has_regions: bool) -> str:
         "",
         "## Cost",
         "",
-        table(_COST, stages),
+        table(_COST + (_SHARED if any(s.get("spatial", 1) > 1 for s in stages) else ()), stages),
         "",
         "Speed leaves out the first two steps of a stage, in which TensorFlow traces the network.",
         *_sittings(stages),

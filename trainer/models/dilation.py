@@ -235,11 +235,11 @@ class DilatedPooling(keras.layers.Layer):
 
     def call(self, x_BHWC):
         if self.kind == "max":
-            return self._reduce(x_BHWC, tf.maximum, x_BHWC.dtype.min)
+            return self.reduce(x_BHWC, tf.maximum, x_BHWC.dtype.min)
         inside = tf.ones_like(x_BHWC[:1, :, :, :1])
-        return self._reduce(x_BHWC, tf.add, 0) / self._reduce(inside, tf.add, 0)
+        return self.reduce(x_BHWC, tf.add, 0) / self.reduce(inside, tf.add, 0)
 
-    def _reduce(self, x, combine: Callable, outside: float) -> tf.Tensor:
+    def reduce(self, x, combine: Callable, outside: float) -> tf.Tensor:
         """Rows, then columns, by shifted slices of a map padded with what leaves this kind unchanged."""
         x = tf.pad(x, [[0, 0], *self.around, [0, 0]], constant_values=tf.cast(outside, x.dtype))
         for axis in (1, 2):

@@ -5,13 +5,14 @@ from __future__ import annotations
 from trainer.config.schema import IGNORE_LABEL, LossConfig
 from trainer.errors import ModelError
 from trainer.models.keras import tf
+from trainer.models.norms import AllReduce
 
 DICE_SMOOTH = 1.0
 """Pixels added to both sides of the Dice ratio: a class of a few pixels moves the loss gently."""
 
 
 def segmentation_loss(
-    logits_BHWC: tf.Tensor, labels_BHW: tf.Tensor, config: LossConfig
+    logits_BHWC: tf.Tensor, labels_BHW: tf.Tensor, config: LossConfig, sum_over_parts: AllReduce | None = None
 ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
     """The loss of a batch, and its terms before their weights.
 
@@ -35,6 +36,8 @@ def segmentation_loss(
     Args:
       logits_BHWC: any float type; all arithmetic is float32.
       labels_BHW: integer class ids; 255 is ignored, any other id that is no class makes the loss NaN.
+      sum_over_parts: where the batch holds a part of each patch, the sum over all its parts; every part's loss is then
+        that of the whole patches.
     Returns:
       a float32 scalar, and of "cross_entropy" and "dice" those whose weight is not 0, as float32 scalars.
     Raises:
@@ -43,12 +46,15 @@ def segmentation_loss(
     num_classes = logits_BHWC.shape[-1]
     class_weights = _class_weights(config, num_classes)
     has_dice = config.dice > 0
-    nll_BC, *dice_sums = _class_sums(logits_BHWC, labels_BHW, has_dice)
+    sums_BC = _class_sums(logits_BHWC, labels_BHW, has_dice)
+    num_pixels_BC = tf.fill(tf.shape(sums_BC[0]), tf.cast(tf.reduce_prod(tf.shape(labels_BHW)[1:]), tf.float32))
+    if sum_over_parts:
+        num_pixels_BC, *sums_BC = tf.unstack(sum_over_parts(tf.stack([num_pixels_BC, *sums_BC])))
+    nll_BC, *dice_sums = sums_BC
 
     terms = {}
     if config.cross_entropy > 0:
-        num_pixels = tf.cast(tf.reduce_prod(tf.shape(labels_BHW)[1:]), tf.float32)
-        terms["cross_entropy"] = tf.reduce_mean(tf.linalg.matvec(nll_BC, class_weights)) / num_pixels
+        terms["cross_entropy"] = tf.reduce_mean(tf.linalg.matvec(nll_BC, class_weights)) / num_pixels_BC[0, 0]
     if has_dice:
         terms["dice"] = tf.reduce_mean(_dice(*dice_sums))
     total = tf.add_n([getattr(config, name) * term for name, term in terms.items()])

@@ -58,6 +58,9 @@ class Noise(keras.layers.Layer):
             "channel": [batch, 1, 1, channels],
             "patch": [batch, 1, 1, 1],
         }[self.unit]
+        return x_BHWC * tf.cast(self.factor(shape), x_BHWC.dtype)
+
+    def factor(self, shape) -> tf.Tensor:
+        """What this step's units are multiplied by: float32, 0 or 1 / (1 - rate)."""
         drawn = tf.random.stateless_uniform(shape, tf.random.fold_in(self.source.seed, self.number))
-        factor = tf.where(drawn < self.rate, 0.0, 1.0 / (1.0 - self.rate))
-        return x_BHWC * tf.cast(factor, x_BHWC.dtype)
+        return tf.where(drawn < self.rate, 0.0, 1.0 / (1.0 - self.rate))

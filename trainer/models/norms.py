@@ -53,22 +53,36 @@ class GroupNorm(keras.layers.Layer):
         return {**super().get_config(), "epsilon": self.epsilon}
 
 
-def group_norm(x_NHWC: tf.Tensor, gamma_C: tf.Tensor, beta_C: tf.Tensor, groups: int, epsilon: float) -> tf.Tensor:
+def group_norm(
+    x_NHWC: tf.Tensor,
+    gamma_C: tf.Tensor,
+    beta_C: tf.Tensor,
+    groups: int,
+    epsilon: float,
+    sum_over_parts: AllReduce | None = None,
+) -> tf.Tensor:
     """Group normalisation with a hand-written gradient, without a float32 copy of a narrower map.
 
     Args:
       x_NHWC: float32, bfloat16 or float16; sums and statistics are float32.
       gamma_C, beta_C: float32 scale and shift.
+      sum_over_parts: where x is a part of each patch, the sum over all its parts; the statistics are then those of the
+        whole patch, the gradients of gamma and beta those of this part.
     Returns:
       [N, H, W, C] in the type of x: the float32 result, rounded once. The gradient of a narrower x is the sum of two
       terms that are each rounded.
     """
 
+    def whole(*sums_NC: tf.Tensor) -> list[tf.Tensor]:
+        return tf.unstack(sum_over_parts(tf.stack(sums_NC))) if sum_over_parts else list(sums_NC)
+
     @tf.custom_gradient
     def normalise(x, gamma, beta):
         _, rows, width, channels = _shape(x)
-        count = tf.cast(rows * width * (channels // groups), tf.float32)
         _, sum_NC, square_NC = _scale_and_sum(x, x, tf.ones_like(x[:, 0, 0, :], tf.float32))
+        pixels_NC = tf.fill(tf.shape(sum_NC), tf.cast(rows * width, tf.float32))
+        pixels_NC, sum_NC, square_NC = whole(pixels_NC, sum_NC, square_NC)
+        count = pixels_NC[0, 0] * (channels // groups)
         mean_NC = _over_group(sum_NC, groups) / count
         variance_NC = tf.maximum(_over_group(square_NC, groups) / count - tf.square(mean_NC), 0.0)
         inverse_NC = tf.math.rsqrt(variance_NC + epsilon)
@@ -78,8 +92,9 @@ def group_norm(x_NHWC: tf.Tensor, gamma_C: tf.Tensor, beta_C: tf.Tensor, groups:
             # over a group:  dx = inverse * (gamma dy - p - q u), written as one scale of dy, one of x, one shift.
             scaled_dy, sum_dy_NC, sum_dy_x_NC = _scale_and_sum(dy, x, gamma * inverse_NC)
             sum_dy_u_NC = inverse_NC * (sum_dy_x_NC - mean_NC * sum_dy_NC)
-            p_NC = _over_group(gamma * sum_dy_NC, groups) / count
-            q_NC = _over_group(gamma * sum_dy_u_NC, groups) / count
+            whole_dy_NC, whole_dy_u_NC = whole(sum_dy_NC, sum_dy_u_NC)
+            p_NC = _over_group(gamma * whole_dy_NC, groups) / count
+            q_NC = _over_group(gamma * whole_dy_u_NC, groups) / count
             scale_x_NC = -q_NC * tf.square(inverse_NC)
             dx = scaled_dy + _scale_and_shift(x, scale_x_NC, -inverse_NC * p_NC - scale_x_NC * mean_NC)
             return dx, tf.reduce_sum(sum_dy_u_NC, 0), tf.reduce_sum(sum_dy_NC, 0)
@@ -177,31 +192,40 @@ class SyncBatchNorm(keras.layers.BatchNormalization):
     def call(self, inputs, training=None, mask=None):
         if not training:
             return super().call(inputs, training=False)
-        wide = tf.cast(inputs, tf.float32)
-        count, mean_C, variance_C = self._statistics(wide)
-        self._update(self.moving_mean, mean_C)
-        # Keras' fused batch norm keeps the unbiased variance for inference; so must this one.
-        self._update(self.moving_variance, variance_C * count / tf.maximum(count - 1.0, 1.0))
-        gamma_C = self.gamma if self.scale else tf.ones_like(mean_C)
-        beta_C = self.beta if self.center else tf.zeros_like(mean_C)
-        scale_C = gamma_C * tf.math.rsqrt(variance_C + self.epsilon)
-        return tf.cast(wide * scale_C + (beta_C - mean_C * scale_C), self.compute_dtype)
+        return batch_norm(self, inputs, self.all_reduce)
 
-    def _statistics(self, x_NHWC: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Pixels over all ranks (a scalar), and the mean and biased variance per channel over them."""
-        channels = x_NHWC.shape[-1]
-        count = tf.cast(tf.size(x_NHWC) // channels, tf.float32)
-        sums = tf.concat(
-            [count[tf.newaxis], tf.reduce_sum(x_NHWC, [0, 1, 2]), tf.reduce_sum(tf.square(x_NHWC), [0, 1, 2])], 0
-        )
-        if self.all_reduce is not None:
-            sums = tf.ensure_shape(self.all_reduce(sums), [1 + 2 * channels])
-        count = tf.stop_gradient(sums[0])
-        mean_C = sums[1 : 1 + channels] / count
-        return count, mean_C, tf.maximum(sums[1 + channels :] / count - tf.square(mean_C), 0.0)
 
-    def _update(self, moving_C: tf.Variable, now_C: tf.Tensor) -> None:
-        moving_C.assign_sub((moving_C - tf.stop_gradient(now_C)) * (1.0 - self.momentum))
+def batch_norm(
+    layer: keras.layers.BatchNormalization, x_NHWC: tf.Tensor, all_reduce: AllReduce | None = None
+) -> tf.Tensor:
+    """What a batch norm does while training, with the statistics of all that `all_reduce` sums over."""
+    wide = tf.cast(x_NHWC, tf.float32)
+    count, mean_C, variance_C = _statistics(wide, all_reduce)
+    _move(layer, layer.moving_mean, mean_C)
+    # Keras' fused batch norm keeps the unbiased variance for inference; so must this one.
+    _move(layer, layer.moving_variance, variance_C * count / tf.maximum(count - 1.0, 1.0))
+    gamma_C = layer.gamma if layer.scale else tf.ones_like(mean_C)
+    beta_C = layer.beta if layer.center else tf.zeros_like(mean_C)
+    scale_C = gamma_C * tf.math.rsqrt(variance_C + layer.epsilon)
+    return tf.cast(wide * scale_C + (beta_C - mean_C * scale_C), layer.compute_dtype)
+
+
+def _statistics(x_NHWC: tf.Tensor, all_reduce: AllReduce | None) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Pixels over all ranks (a scalar), and the mean and biased variance per channel over them."""
+    channels = x_NHWC.shape[-1]
+    count = tf.cast(tf.size(x_NHWC) // channels, tf.float32)
+    sums = tf.concat(
+        [count[tf.newaxis], tf.reduce_sum(x_NHWC, [0, 1, 2]), tf.reduce_sum(tf.square(x_NHWC), [0, 1, 2])], 0
+    )
+    if all_reduce is not None:
+        sums = tf.ensure_shape(all_reduce(sums), [1 + 2 * channels])
+    count = tf.stop_gradient(sums[0])
+    mean_C = sums[1 : 1 + channels] / count
+    return count, mean_C, tf.maximum(sums[1 + channels :] / count - tf.square(mean_C), 0.0)
+
+
+def _move(layer: keras.layers.BatchNormalization, moving_C: tf.Variable, now_C: tf.Tensor) -> None:
+    moving_C.assign_sub((moving_C - tf.stop_gradient(now_C)) * (1.0 - layer.momentum))
 
 
 def decoder_norm(kind: str, name: str, all_reduce: AllReduce | None) -> keras.layers.Layer:

@@ -6,11 +6,9 @@ model is not changed; this module only calls its layers in another way.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
+from trainer.models.graph import Apply, Call, call_layer, calls_of
 from trainer.models.keras import keras, tf
 
 _CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D)
@@ -20,21 +18,9 @@ Run = Callable[..., list[tf.Tensor]]
 Wrap = Callable[[Run], Run]
 
 
-@dataclass(frozen=True)
-class Call:
-    """One layer of a graph whose tensors are named by numbers."""
-
-    layer: keras.layers.Layer
-    inputs: Any
-    """A number, or the list of numbers that the layer takes."""
-    output: int
-
-    def __call__(self, values: dict[int, tf.Tensor]) -> tf.Tensor:
-        training = {"training": True} if "training" in inspect.signature(self.layer.call).parameters else {}
-        return self.layer(tf.nest.map_structure(values.__getitem__, self.inputs), **training)
-
-
-def recomputing(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
+def recomputing(
+    model: keras.Model, apply: Apply = call_layer, change: Callable[[list[Call]], list[Call]] = list
+) -> Callable[[tf.Tensor], tf.Tensor]:
     """`model(images, training=True)` that keeps only what passes between segments, for use inside a `tf.function`.
 
     Gradients are those of the model itself. A layer that changes a state when it is called does so twice: under batch
@@ -42,10 +28,13 @@ def recomputing(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
 
     Args:
       model: functional, one input, one output, each layer called once; models inside it are walked into.
+      apply: how one of its layers is called.
+      change: another list of calls with the same result.
     Returns:
       images [B, H, W, 3] -> logits [B, H, W, num_classes].
     """
-    calls, handed_out = _calls(model)
+    calls, handed_out = calls_of(model)
+    calls = change(calls)
     segments = _segments(calls, handed_out)
     image, logits = id(model.input), calls[-1].output
 
@@ -56,13 +45,15 @@ def recomputing(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
             later = {logits, *(i for s in segments[n + 1 :] for call in s for i in tf.nest.flatten(call.inputs))}
             # The backward pass begins with the last segment: to forget it would free nothing.
             wrap = _as_it_is if segment is segments[-1] else _forgetful
-            values.update(_run(segment, values, later, wrap))
+            values.update(_run(segment, values, later, wrap, apply))
         return values[logits]
 
     return forward
 
 
-def _run(segment: list[Call], values: dict[int, tf.Tensor], later: set[int], wrap: Wrap) -> dict[int, tf.Tensor]:
+def _run(
+    segment: list[Call], values: dict[int, tf.Tensor], later: set[int], wrap: Wrap, apply: Apply
+) -> dict[int, tf.Tensor]:
     """Call a segment's layers; returns those of its tensors that are needed later."""
     made = [call.output for call in segment]
     read = dict.fromkeys(i for call in segment for i in tf.nest.flatten(call.inputs))
@@ -72,7 +63,7 @@ def _run(segment: list[Call], values: dict[int, tf.Tensor], later: set[int], wra
     def run(*inputs: tf.Tensor) -> list[tf.Tensor]:
         inside = dict(zip(taken, inputs, strict=True))
         for call in segment:
-            inside[call.output] = call(inside)
+            inside[call.output] = apply(call, tf.nest.map_structure(inside.__getitem__, call.inputs))
         return [inside[i] for i in given]
 
     return dict(zip(given, wrap(run)(*[values[i] for i in taken]), strict=True))
@@ -124,44 +115,3 @@ def _segments(calls: list[Call], handed_out: set[int]) -> list[list[Call]]:
         if is_cut and at + 1 < len(calls):
             segments.append([])
     return segments
-
-
-def _calls(model: keras.Model) -> tuple[list[Call], set[int]]:
-    """The layers that the output needs, depth first, and the tensors that models inside it hand out."""
-    calls: dict[int, Call] = {}
-    handed_out: set[int] = set()
-    same: dict[int, int] = {}
-
-    def name(tensor: Any) -> int:
-        return same.get(id(tensor), id(tensor))
-
-    def walk(network: keras.Model) -> None:
-        for layer in network.layers:
-            if isinstance(layer, keras.layers.InputLayer):
-                continue
-            inputs, outputs = layer.get_input_at(0), layer.get_output_at(0)
-            if isinstance(layer, keras.Model):
-                same.update(zip(map(id, layer.inputs), map(name, tf.nest.flatten(inputs)), strict=True))
-                walk(layer)
-                same.update(zip(map(id, tf.nest.flatten(outputs)), map(name, layer.outputs), strict=True))
-                handed_out.update(map(name, layer.outputs))
-            else:
-                calls[id(outputs)] = Call(layer, tf.nest.map_structure(name, inputs), id(outputs))
-
-    walk(model)
-    return _depth_first(calls, name(model.output)), handed_out
-
-
-def _depth_first(calls: dict[int, Call], output: int) -> list[Call]:
-    """In this order few tensors are alive at a time: a branch is done before the next one begins."""
-    ordered: dict[int, Call] = {}
-    stack = [output]
-    while stack:
-        call = calls[stack[-1]]
-        waiting = [i for i in tf.nest.flatten(call.inputs) if i in calls and i not in ordered]
-        if waiting:
-            stack.append(waiting[0])
-        else:
-            ordered[call.output] = call
-            stack.pop()
-    return list(ordered.values())

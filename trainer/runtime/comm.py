@@ -11,6 +11,8 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from trainer.errors import CommError
+
 T = TypeVar("T")
 
 
@@ -43,6 +45,27 @@ class Comm(Protocol):
     def broadcast_variables(self, variables: Sequence[Any]) -> None:
         """Overwrite each variable by rank 0's."""
 
+    def group(self, size: int) -> Group:
+        """This rank's group when every `size` consecutive ranks form one. A collective when first asked for a size."""
+
+
+class Group(Protocol):
+    """Consecutive ranks that share one patch: each has a slab of its rows, the first one the uppermost."""
+
+    rank: int
+    """This rank's place in the group."""
+    size: int
+
+    def swap(self, up: Any, down: Any, name: str) -> tuple[Any, Any]:
+        """Send `up` to the rank above and `down` to the one below; what they sent here, from above and from below.
+
+        Inside a tf.function; without a gradient. All ranks of the group pass tensors of the same two shapes, and get
+        from above one like `down`, from below one like `up`: zeros where there is no rank.
+        """
+
+    def sum(self, tensor: Any, name: str) -> Any:
+        """Sum over the group of a small float32 tensor, inside a tf.function; without a gradient."""
+
 
 class SingleComm:
     """One process: every collective is the identity."""
@@ -69,6 +92,9 @@ class SingleComm:
 
     def broadcast_variables(self, variables: Sequence[Any]) -> None:
         pass
+
+    def group(self, size: int) -> Group:
+        raise CommError(f"a single process cannot share a patch with {size - 1} others")
 
 
 def on_root(comm: Comm, work: Callable[[], T]) -> T:

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class HorovodComm:
-    def __init__(self, config: HorovodConfig | None = None) -> None:
+    def __init__(self, config: HorovodConfig | None = None, *, has_groups: bool = False) -> None:
         self._config = config or HorovodConfig()
         for name, value in horovod_environment(self._config).items():
             os.environ.setdefault(name, value)  # what a site or a user has set by hand wins
@@ -38,7 +38,8 @@ class HorovodComm:
                 where="runtime.backend=horovod",
                 fix="build it again with mpicc on the PATH: tools/build_horovod.sh (or use runtime.backend=mpi)",
             )
-        hvd.init()
+        hvd.init(process_sets="dynamic" if has_groups else None)
+        self._groups: dict[int, _HorovodGroup] = {}
         self.rank, self.world_size = hvd.rank(), hvd.size()
         self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
 
@@ -94,6 +95,55 @@ class HorovodComm:
 
     def broadcast_variables(self, variables: Sequence[Any]) -> None:
         hvd.broadcast_variables(variables, root_rank=0)
+
+    def group(self, size: int) -> _HorovodGroup:
+        if size not in self._groups:
+            sets = {
+                first: hvd.add_process_set(range(first, first + size))
+                if size < self.world_size
+                else hvd.global_process_set
+                for first in range(0, self.world_size, size)
+            }
+            self._groups[size] = _HorovodGroup(sets[self.rank // size * size], self.rank % size, size)
+        return self._groups[size]
+
+
+class _HorovodGroup:
+    def __init__(self, members: hvd.ProcessSet, rank: int, size: int) -> None:
+        self._members, self.rank, self.size = members, rank, size
+        self._zero = tf.Variable(0, trainable=False)
+        """No optimiser knows it. TensorFlow runs what depends on constants alone while it prepares a graph, once: there
+        a rank with nothing to send would wait for ever for one that is already computing."""
+
+    def swap(self, up: Any, down: Any, name: str) -> tuple[Any, Any]:
+        has_above, has_below = self.rank > 0, self.rank + 1 < self.size
+        sent = [(self.rank - 1, up)] * has_above + [(self.rank + 1, down)] * has_below
+        splits = [0] * self.size
+        for receiver, tensor in sent:
+            splits[receiver] = tensor.shape.num_elements()
+        flat = tf.concat([tf.reshape(tensor, [-1]) for _, tensor in sent], 0)
+        dtype = flat.dtype
+        if dtype == tf.bfloat16:  # Horovod 0.28 knows no bfloat16
+            flat = tf.bitcast(flat, tf.uint16)
+        received, sizes = hvd.alltoall(
+            flat, splits + self._zero, name=name, ignore_name_scope=True, process_set=self._members
+        )
+        if dtype == tf.bfloat16:
+            received = tf.bitcast(received, dtype)
+        # Nobody sends to itself. A zero that is known only then: TensorFlow would leave out an exchange in which this
+        # rank only sends.
+        zero = tf.cast(sizes[self.rank], dtype)
+        from_above, from_below = tf.fill(down.shape, zero), tf.fill(up.shape, zero)
+        size_above = down.shape.num_elements() if has_above else 0
+        if has_above:
+            from_above = tf.reshape(received[:size_above], down.shape)
+        if has_below:
+            from_below = tf.reshape(received[size_above:], up.shape)
+        return from_above, from_below
+
+    def sum(self, tensor: Any, name: str) -> Any:
+        unknown = tensor + tf.cast(self._zero, tensor.dtype)
+        return hvd.allreduce(unknown, op=hvd.Sum, name=name, ignore_name_scope=True, process_set=self._members)
 
 
 def horovod_environment(config: HorovodConfig) -> dict[str, str]:

@@ -14,6 +14,7 @@ T = TypeVar("T")
 class MpiComm:
     def __init__(self, local_rank: int = 0, local_size: int = 1) -> None:
         self._mpi = MPI.COMM_WORLD
+        self._groups: dict[int, _MpiGroup] = {}
         self.rank, self.world_size = self._mpi.Get_rank(), self._mpi.Get_size()
         self.local_rank, self.local_size = local_rank, local_size
 
@@ -71,3 +72,42 @@ class MpiComm:
     def broadcast_variables(self, variables: Sequence[Any]) -> None:
         for variable in variables:
             variable.assign(self._mpi.bcast(variable.numpy(), root=0))
+
+    def group(self, size: int) -> _MpiGroup:
+        if size not in self._groups:
+            self._groups[size] = _MpiGroup(self._mpi.Split(self.rank // size, self.rank))
+        return self._groups[size]
+
+
+class _MpiGroup:
+    def __init__(self, members: MPI.Comm) -> None:
+        self._mpi = members
+        self.rank, self.size = members.Get_rank(), members.Get_size()
+
+    def swap(self, up: Any, down: Any, name: str) -> tuple[Any, Any]:
+        import tensorflow as tf
+
+        from_above, from_below = tf.numpy_function(self._swap, [up, down], [down.dtype, up.dtype], name=name)
+        return tf.ensure_shape(from_above, down.shape), tf.ensure_shape(from_below, up.shape)
+
+    def _swap(self, up: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        above = self.rank - 1 if self.rank > 0 else MPI.PROC_NULL
+        below = self.rank + 1 if self.rank + 1 < self.size else MPI.PROC_NULL
+        from_above, from_below = np.zeros_like(down), np.zeros_like(up)
+        self._mpi.Sendrecv(_bytes(up), above, recvbuf=_bytes(from_below), source=below)
+        self._mpi.Sendrecv(_bytes(down), below, recvbuf=_bytes(from_above), source=above)
+        return from_above, from_below
+
+    def sum(self, tensor: Any, name: str) -> Any:
+        import tensorflow as tf
+
+        return tf.ensure_shape(tf.numpy_function(self._sum, [tensor], tensor.dtype, name=name), tensor.shape)
+
+    def _sum(self, values: np.ndarray) -> np.ndarray:
+        total = np.empty_like(values)
+        self._mpi.Allreduce(np.ascontiguousarray(values), total, op=MPI.SUM)
+        return total
+
+
+def _bytes(array: np.ndarray) -> list[Any]:
+    return [np.ascontiguousarray(array).view(np.uint8).reshape(-1), MPI.BYTE]

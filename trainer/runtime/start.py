@@ -28,9 +28,13 @@ def my_threads() -> Threads:
     return plan_threads(mine, world.world_size)
 
 
-def start_comm(backend: Literal["horovod", "mpi"], horovod: HorovodConfig | None = None) -> Comm:
+def start_comm(
+    backend: Literal["horovod", "mpi"], horovod: HorovodConfig | None = None, *, has_groups: bool = False
+) -> Comm:
     """The communicator of this process: the named backend under an MPI launcher, else a single process.
 
+    Args:
+      has_groups: `Comm.group` will be asked for fewer ranks than all; Horovod must be told before it starts.
     Raises:
       CommError: the backend cannot be loaded, or disagrees with the launcher about the number of ranks.
     """
@@ -43,7 +47,7 @@ def start_comm(backend: Literal["horovod", "mpi"], horovod: HorovodConfig | None
     if backend == "horovod":
         from trainer.runtime.comm_horovod import HorovodComm
 
-        comm = HorovodComm(horovod)
+        comm = HorovodComm(horovod, has_groups=has_groups)
     else:
         from trainer.runtime.comm_mpi import MpiComm
 

@@ -19,7 +19,7 @@ def l0_length(lv_length: int, downsample: float) -> int:
     return round(lv_length * downsample)
 
 
-def l0_centres(l0_start: int, num: int, downsample: float) -> np.ndarray:
+def l0_centres(l0_start: float, num: int, downsample: float) -> np.ndarray:
     """[num] float64: level-0 coordinates of the centres of consecutive pixels of a level."""
     return l0_start + (np.arange(num) + 0.5) * downsample
 
@@ -30,7 +30,7 @@ def l0_boxes(l0_points: np.ndarray, l0_size: int) -> np.ndarray:
     return shapely.box(x, y, x + l0_size, y + l0_size)
 
 
-def rasterise(geometry: BaseGeometry, x: int, y: int, size: int | tuple[int, int], downsample: float) -> np.ndarray:
+def rasterise(geometry: BaseGeometry, x: float, y: float, size: int | tuple[int, int], downsample: float) -> np.ndarray:
     """Which pixel centres lie inside a polygon.
 
     Even-odd scan conversion: every edge flips all pixels to the right of where it crosses a row of centres. Work grows
@@ -53,7 +53,7 @@ def rasterise(geometry: BaseGeometry, x: int, y: int, size: int | tuple[int, int
     return np.bitwise_xor.accumulate(flips[:, :width], axis=1).astype(bool)
 
 
-def _edges(geometry: BaseGeometry, corner: tuple[int, int], downsample: float) -> tuple[np.ndarray, np.ndarray]:
+def _edges(geometry: BaseGeometry, corner: tuple[float, float], downsample: float) -> tuple[np.ndarray, np.ndarray]:
     """Edges of all rings as ([E, 2], [E, 2]) end points, in a frame where pixel centres are whole numbers."""
     rings = shapely.get_rings(shapely.get_parts(geometry))
     points, ring_of_point = shapely.get_coordinates(rings, return_index=True)

@@ -44,12 +44,12 @@ _TRACED_SIDE = 4096
 class Labels(Protocol):
     """Safe to use from many threads."""
 
-    def read(self, x: int, y: int, size: int, downsample: float = 1.0) -> np.ndarray:
-        """[size, size] uint8 labels at the pixel centres of what a slide shows there.
+    def read(self, x: float, y: float, size: int | tuple[int, int], downsample: float = 1.0) -> np.ndarray:
+        """[h, w] uint8 labels at the pixel centres of what a slide shows there.
 
         Args:
           x, y: top-left corner, level-0 pixels.
-          size: side in label pixels.
+          size: width and height in label pixels, or both as (width, height).
           downsample: level-0 pixels per label pixel, at least 1.
         """
 
@@ -120,13 +120,13 @@ class PolygonLabels:
         self._labels = np.array([label for label, _ in pieces], np.int64)
         self._tree = shapely.STRtree([piece for _, piece in pieces])
 
-    def read(self, x: int, y: int, size: int, downsample: float = 1.0) -> np.ndarray:
-        labels = np.zeros((size, size), np.uint8)
-        l0_side = size * downsample
-        near = self._tree.query(shapely.box(x, y, x + l0_side, y + l0_side))
+    def read(self, x: float, y: float, size: int | tuple[int, int], downsample: float = 1.0) -> np.ndarray:
+        width, height = _both(size)
+        labels = np.zeros((height, width), np.uint8)
+        near = self._tree.query(shapely.box(x, y, x + width * downsample, y + height * downsample))
         for label in np.unique(self._labels[near]):
             pieces = self._tree.geometries[np.sort(near[self._labels[near] == label])]
-            labels[rasterise(shapely.multipolygons(pieces), x, y, size, downsample)] = label
+            labels[rasterise(shapely.multipolygons(pieces), x, y, (width, height), downsample)] = label
         return _ignore_outside(labels, x, y, downsample, self._slide)
 
     def fractions(self, l0_points: np.ndarray, l0_size: int) -> np.ndarray:
@@ -154,15 +154,12 @@ class MaskLabels:
         self._mask, self._slide, self._config = mask, slide, config
         self._factor = _factor(mask.size, slide.size, str(mask.path), slide.path.name)
 
-    def read(self, x: int, y: int, size: int, downsample: float = 1.0) -> np.ndarray:
-        return self._read(x, y, (size, size), downsample)
-
-    def _read(self, x: int, y: int, size: tuple[int, int], downsample: float) -> np.ndarray:
+    def read(self, x: float, y: float, size: int | tuple[int, int], downsample: float = 1.0) -> np.ndarray:
         level = self._coarsest(downsample) if downsample >= 2 else 0
         factor, bounds = self._level(level)
         columns, rows = (
             np.clip(l0_centres(start, num, downsample) // factor, 0, bound - 1).astype(np.int64)
-            for start, num, bound in zip((x, y), size, bounds, strict=True)
+            for start, num, bound in zip((x, y), _both(size), bounds, strict=True)
         )
         return _ignore_outside(self._mask.sample(rows, columns, level), x, y, downsample, self._slide)
 
@@ -188,7 +185,7 @@ class MaskLabels:
         width, height = self._slide.size
         downsample = max(1.0, tolerance_px, width / _TRACED_SIDE, height / _TRACED_SIDE)
         size = max(1, int(width / downsample)), max(1, int(height / downsample))
-        return traced_rings(self._read(0, 0, size, downsample), downsample, tolerance_px)
+        return traced_rings(self.read(0, 0, size, downsample), downsample, tolerance_px)
 
     def _level(self, level: int) -> tuple[int, tuple[int, int]]:
         """Level-0 pixels of the slide per pixel of a level of the mask, and the level's (width, height)."""
@@ -241,7 +238,12 @@ def _factor(mask_size: tuple[int, int], slide_size: tuple[int, int], path: str, 
     )
 
 
-def _ignore_outside(labels: np.ndarray, x: int, y: int, downsample: float, slide: Slide) -> np.ndarray:
+def _both(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(width, height)."""
+    return (size, size) if isinstance(size, int | np.integer) else size
+
+
+def _ignore_outside(labels: np.ndarray, x: float, y: float, downsample: float, slide: Slide) -> np.ndarray:
     """Pixels whose centre is not on the slide take IGNORE_LABEL: they show white, which nobody annotated."""
     (width, height), (num_rows, num_columns) = slide.size, labels.shape
     if x < 0 or y < 0 or x + num_columns * downsample > width or y + num_rows * downsample > height:

@@ -62,11 +62,11 @@ class Slide(ABC):
         """Level-0 pixels per pixel of `level`; SlideError where the slide has no such level."""
         return self.downsamples[self._checked(level)]
 
-    def read(self, x: int, y: int, size: int | tuple[int, int], level: int = 0) -> np.ndarray:
+    def read(self, x: float, y: float, size: int | tuple[int, int], level: int = 0) -> np.ndarray:
         """Pixels of a region.
 
         Args:
-          x, y: level-0 pixels of the top-left corner; may lie outside the slide.
+          x, y: level-0 pixels of the top-left corner; may lie outside the slide. Rounded to whole ones.
           size: width and height in pixels of `level`, or both as (width, height).
           level: pyramid level to read.
         Returns:
@@ -75,7 +75,7 @@ class Slide(ABC):
           SlideError: no such level, or the file cannot be read (any more).
         """
         width, height = (size, size) if isinstance(size, int | np.integer) else size
-        return self._read(int(x), int(y), int(width), int(height), self._checked(level))
+        return self._read(round(x), round(y), int(width), int(height), self._checked(level))
 
     def best_level(self, downsample: float) -> int:
         """The coarsest level that is at least as fine as `downsample`, within LEVEL_TOLERANCE.
@@ -88,7 +88,7 @@ class Slide(ABC):
             raise ValueError(f"{self.path} has no pixels as fine as downsample {downsample}")
         return max(fine_enough, key=lambda i: self.downsamples[i])
 
-    def resample(self, x: int, y: int, size: int | tuple[int, int], downsample: float) -> np.ndarray:
+    def resample(self, x: float, y: float, size: int | tuple[int, int], downsample: float) -> np.ndarray:
         """Pixels of a region at any downsample: a level as it is where one fits, else the next finer one reduced.
 
         The centre of pixel (i, j) lies at level-0 position (x + (i + 0.5) downsample, y + (j + 0.5) downsample).

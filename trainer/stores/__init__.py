@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -14,14 +14,31 @@ if TYPE_CHECKING:
     from trainer.stores.patch_files import PatchFormat
 
 
+class Part(NamedTuple):
+    """A rectangle of a square, in its pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Of an array whose first two axes are the square's rows and columns."""
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+
+
 class PatchStore(Protocol):
     """What batches and evaluation read from. The order of patches is decided outside; threads may read together."""
 
-    def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """images [N, P, P, 3] uint8 and labels [N, P, P] uint8 of N index rows with one patch size."""
+    def read(self, rows: np.ndarray, part: Part | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """images [N, P, P, 3] uint8 and labels [N, P, P] uint8 of N index rows with one patch size.
 
-    def read_at(self, slide: int, x: int, y: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """One square of a slide: image [size, size, 3] and labels [size, size] uint8.
+        With a part: of each patch only that. Slides are read only there; an extracted patch is decoded whole.
+        """
+
+    def read_at(self, slide: int, x: int, y: int, size: int, part: Part | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """One square of a slide, or part of it: image [size, size, 3] and labels [size, size] uint8.
 
         It need not be a patch of the index. Stores of extracted patches hold only squares that lie inside one.
         """

@@ -12,6 +12,7 @@ from trainer.config.schema import Config
 from trainer.errors import StoreError
 from trainer.patches.index import PatchIndex
 from trainer.slides.cache import SlideCache
+from trainer.stores import Part
 from trainer.stores.coding import EncodedPatch, decode
 from trainer.stores.contents import Contents, contents_of_slide, differences
 from trainer.stores.lookup import patch_around, patch_at
@@ -103,8 +104,8 @@ class ExtractedStore:
         self.source = source or PatchFiles(index, config, self.format)
         self._large: SlideCache[int, Patch] = SlideCache(self._decoded, _KEPT_PATCHES)
 
-    def read(self, rows: np.ndarray) -> Patch:
-        """Patches of one size: images [N, P, P, 3] and labels [N, P, P] uint8 of N index rows.
+    def read(self, rows: np.ndarray, part: Part | None = None) -> Patch:
+        """Patches of one size, or part of each: images [N, P, P, 3] and labels [N, P, P] uint8 of N index rows.
 
         Raises:
           StoreError: the bytes are damaged; names the file.
@@ -113,10 +114,12 @@ class ExtractedStore:
         images, labels = np.empty((len(rows), size, size, 3), np.uint8), np.empty((len(rows), size, size), np.uint8)
         for row, image, label in zip(rows, images, labels, strict=True):
             self._decode(int(row), image, label)
-        return images, labels
+        if part is None:
+            return images, labels
+        return images[:, *part.slices].copy(), labels[:, *part.slices].copy()
 
-    def read_at(self, slide: int, x: int, y: int, size: int) -> Patch:
-        """One square of a slide: a patch of the index, or a part of a larger one.
+    def read_at(self, slide: int, x: int, y: int, size: int, part: Part | None = None) -> Patch:
+        """One square of a slide, or part of it: a patch of the index, or cut from a larger one.
 
         The square's own patch comes first, then the largest that holds it.
         Raises:
@@ -124,7 +127,8 @@ class ExtractedStore:
         """
         row = patch_at(self.index, slide, x, y, size)
         if row is not None:
-            return self._decoded(row)
+            images, labels = self.read(np.array([row]), part)
+            return images[0], labels[0]
         crop = patch_around(self.index, slide, x, y, size)
         if crop is None:
             raise StoreError(
@@ -133,8 +137,9 @@ class ExtractedStore:
                 fix="stores.kind=slide reads any square",
             )
         image, labels = self._large.get(crop.row)
-        part = (slice(crop.top, crop.top + size), slice(crop.left, crop.left + size))
-        return image[part].copy(), labels[part].copy()
+        left, top, width, height = part or Part(0, 0, size, size)
+        place = Part(crop.left + left, crop.top + top, width, height).slices
+        return image[place].copy(), labels[place].copy()
 
     def _decoded(self, row: int) -> Patch:
         images, labels = self.read(np.array([row]))

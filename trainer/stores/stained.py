@@ -6,7 +6,7 @@ import numpy as np
 
 from trainer.patches.index import PatchIndex
 from trainer.slides.stain import Stains, normalise_stains
-from trainer.stores import PatchStore
+from trainer.stores import Part, PatchStore
 
 
 class StainedStore:
@@ -20,15 +20,15 @@ class StainedStore:
         self._store, self._index = store, index
         self._stains = [Stains.from_json(i.stains) if i.stains else None for i in index.infos]
 
-    def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, rows: np.ndarray, part: Part | None = None) -> tuple[np.ndarray, np.ndarray]:
         """As the store's, normalised."""
-        images, labels = self._store.read(rows)
+        images, labels = self._store.read(rows, part)
         slides = self._index.slide[rows]
         return np.stack([self._normalised(i, int(s)) for i, s in zip(images, slides, strict=True)]), labels
 
-    def read_at(self, slide: int, x: int, y: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    def read_at(self, slide: int, x: int, y: int, size: int, part: Part | None = None) -> tuple[np.ndarray, np.ndarray]:
         """As the store's, normalised."""
-        image, labels = self._store.read_at(slide, x, y, size)
+        image, labels = self._store.read_at(slide, x, y, size, part)
         return self._normalised(image, slide), labels
 
     def _normalised(self, image: np.ndarray, slide: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import Config
-from trainer.curriculum.batches import scoring_batches
+from trainer.curriculum.batches import scoring_batches, scoring_splits
 from trainer.errors import ConfigError
 from trainer.evaluate.report import SCORES, table
 from trainer.evaluate.score import Evaluator, make_predict
@@ -45,9 +45,10 @@ def evaluate_run(
     check_placement(config.runtime, comm)
     index = prepare_data(config, comm, console)
     model = build_network(config, comm, read_weights=False)
-    predict = make_predict(model)
+    predict = make_predict(model, comm)
     store = open_store(index, config, checks=False)
-    evaluator = Evaluator(config, index, store, comm, scoring_batches(config.curriculum))
+    splits = scoring_splits(config.curriculum, comm.world_size)
+    evaluator = Evaluator(config, index, store, comm, scoring_batches(config.curriculum), splits)
     pairs = on_root(comm, lambda: _choose(config, run, checkpoint, patch_size))
     averaged = config.training.ema_decay > 0 and not trained_weights
     load = load_scored_weights if averaged else load_checkpoint

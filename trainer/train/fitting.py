@@ -16,10 +16,11 @@ _RESERVE = 0.15
 _OPTIMIZER_SLOTS = {"adam": 2, "adamw": 2, "sgd": 1}
 
 
-def memory_model(model: keras.Model, config: Config, world_size: int) -> Callable[[int, int, int], int]:
-    """(patch size, local batch size, forward passes per step) -> predicted peak bytes of one rank."""
+def memory_model(model: keras.Model, config: Config, world_size: int) -> Callable[[int, int, int, int], int]:
+    """(patch size, local batch size, forward passes per step, ranks that share a patch) -> predicted peak bytes of one
+    rank."""
 
-    def predict(patch_size: int, local_batch_size: int, passes: int) -> int:
+    def predict(patch_size: int, local_batch_size: int, passes: int, spatial: int) -> int:
         return predicted_peak_bytes(
             model,
             patch_size,
@@ -30,6 +31,7 @@ def memory_model(model: keras.Model, config: Config, world_size: int) -> Callabl
             accumulate=passes > 1,
             world_size=world_size,
             checkpoints=True,
+            spatial=spatial,
         )
 
     return predict
@@ -53,11 +55,11 @@ def fits_in_memory(model: keras.Model, config: Config, world_size: int, limit: f
     predict = memory_model(model, config, world_size)
     has_gpu = bool(tf.config.list_physical_devices("GPU"))
 
-    def fits(patch_size: int, local_batch_size: int, passes: int) -> bool:
+    def fits(patch_size: int, local_batch_size: int, passes: int, spatial: int) -> bool:
         if has_gpu and not config.runtime.memory_gb:
             raise ConfigError(
                 "how much memory a GPU has is not known", where="local_batch_size = 'auto'", fix="runtime.memory_gb=..."
             )
-        return predict(patch_size, local_batch_size, passes) <= limit
+        return predict(patch_size, local_batch_size, passes, spatial) <= limit
 
     return fits

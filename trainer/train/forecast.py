@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console as RichConsole
 from rich.table import Table
 
-from trainer.config import Config, check_rules
+from trainer.config import Config, check_groups, check_rules
 from trainer.curriculum import Stage, make_plan, plan_batches
 from trainer.models import build_model
 from trainer.models.keras import keras
@@ -18,7 +18,7 @@ from trainer.runtime import SingleComm
 from trainer.train.console import Console, clock_text
 from trainer.train.fitting import fits_in_memory, memory_limit, memory_model
 from trainer.train.schedule import learning_rate
-from trainer.train.session import check_plateaus, prepare_index, training_orders
+from trainer.train.session import check_plateaus, check_splits, prepare_index, training_orders
 from trainer.train.step import TrainStep, make_optimizer
 
 _TIMED_STEPS = 3
@@ -56,12 +56,14 @@ def print_forecast(config: Config, world_size: int, local_size: int, threads: in
     """Index the data if need be, build the network, time it at its smallest size, and print the plan."""
     comm = SingleComm()
     console = Console(True)
+    check_groups(config, world_size)
     for warning in check_rules(config, world_size):
         console.line(f"warning: {warning}")
     index = prepare_index(config, comm, console)
     check_plateaus(config, index)
     orders = training_orders(config, index)
     model = build_model(config.model, len(config.data.classes), read_weights=False)
+    check_splits(config, model)
     fits = fits_in_memory(model, config, world_size, memory_limit(config, local_size))
     batches = plan_batches(config.curriculum, fits)
     plan = make_plan(config.curriculum, batches, {s: o.length for (_, s), o in orders.items()}, world_size)
@@ -79,19 +81,19 @@ def print_forecast(config: Config, world_size: int, local_size: int, threads: in
 
 def forecast_stage(config: Config, model: keras.Model, stage: Stage, total_steps: int, speed: Speed) -> StageForecast:
     """What one stage will need on one rank of its world size."""
-    memory = memory_model(model, config, stage.world_size)
+    memory = memory_model(model, config, stage.num_groups * stage.spatial)
     recompute = config.training.recompute == "blocks"
     turns = stage.samples_at(stage.end_step)
     seconds = 0.0
     for size, batch in stage.batches.items():
-        passes = turns[size] / stage.world_size / batch.local_batch_size
-        flops = flops_per_pass(model, size, batch.local_batch_size, recompute=recompute)
+        passes = turns[size] / stage.num_groups / batch.local_batch_size
+        flops = flops_per_pass(model, size, batch.local_batch_size, recompute=recompute, spatial=stage.spatial)
         seconds += passes * (speed.fixed + speed.per_flop * flops)
     rates = [
-        learning_rate(config.training.optimizer, step, total_steps, stage.world_size, stage.learning_rate_factor)
+        learning_rate(config.training.optimizer, step, total_steps, stage.num_groups, stage.learning_rate_factor)
         for step in (stage.start_step, stage.end_step - 1)
     ]
-    peak = max(memory(size, b.local_batch_size, b.accumulate) for size, b in stage.batches.items())
+    peak = max(memory(size, b.local_batch_size, b.accumulate, stage.spatial) for size, b in stage.batches.items())
     return StageForecast(stage, rates[0], rates[1], peak, seconds)
 
 

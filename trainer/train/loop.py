@@ -14,7 +14,7 @@ from trainer.train.clock import StageClock, reset_peak_memory, shares_of
 from trainer.train.console import Console, eta
 from trainer.train.data import stage_batches
 from trainer.train.not_finite import LossNotFinite, roll_back
-from trainer.train.placement import check_placement, record_placement
+from trainer.train.placement import check_groups_on_nodes, check_placement, record_placement
 from trainer.train.restore import find_checkpoint, resumed
 from trainer.train.run import Run
 from trainer.train.run_dir import claim_run, read_events
@@ -33,6 +33,7 @@ def train(config: Config, comm: Comm, stop: StopRequest, *, resume: bool = False
       StoppedBySignal: SIGTERM or SIGUSR1 came; the state is saved and the run can be resumed.
     """
     placements = check_placement(config.runtime, comm)
+    check_groups_on_nodes(config, placements)
     lock = on_root(comm, lambda: _claim(config, comm, resume=resume, overwrite=overwrite))
     console = Console(comm.rank == 0, config.output / "run.log", live=comm.world_size == 1)
     record_placement(placements, comm, console, config.output)
@@ -106,7 +107,7 @@ def train_stage(run: Run, stage: Stage, progress: Progress, clock: StageClock) -
             break
         size, is_last = stage.size_at(step), step + 1 == stage.end_step
         rate = progress.rate_factor * learning_rate(
-            config.training.optimizer, step, run.total_steps, session.comm.world_size, stage.learning_rate_factor
+            config.training.optimizer, step, run.total_steps, stage.num_groups, stage.learning_rate_factor
         )
         with clock.step(size, stage.megapixels_at(step)):
             with clock.phase("wait"):
@@ -114,7 +115,7 @@ def train_stage(run: Run, stage: Stage, progress: Progress, clock: StageClock) -
             session.optimizer.learning_rate = rate
             with clock.phase("compute"):
                 passes, stop = stage.batches[size].accumulate, run.stop_request.requested
-                result = run.step(images, labels, step, passes=passes, stop=stop)
+                result = run.step(images, labels, step, passes=passes, stop=stop, spatial=stage.spatial)
             clock.move("compute", "allreduce", result.allreduce_s)
             if not math.isfinite(result.loss):
                 raise LossNotFinite(result.loss, stage, step, progress)
@@ -141,11 +142,15 @@ def describe(stage: Stage) -> str:
     parts = [
         f"{size} px: batch {batch.local_batch_size}"
         + (f" x {batch.accumulate} passes" if batch.accumulate > 1 else "")
-        + f" x {stage.world_size} ranks = {stage.global_batch(size)}"
+        + f" x {_sharing(stage)} = {stage.global_batch(size)}"
         for size, batch in sorted(stage.batches.items())
     ]
     length = f"at most {stage.num_steps}" if stage.plateau else f"{stage.num_steps}"
     return f"patch {stage.label}, {length} steps; {'; '.join(parts)}"
+
+
+def _sharing(stage: Stage) -> str:
+    return f"{stage.num_groups} ranks" if stage.spatial == 1 else f"{stage.num_groups} groups of {stage.spatial} ranks"
 
 
 def log_step(run: Run, stage: Stage, step: int, loss: float, rate: float, clock: StageClock) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from trainer.config.schema import RuntimeConfig
+from trainer.config.schema import Config, RuntimeConfig
 from trainer.errors import AffinityError
 from trainer.files import replace_content
 from trainer.models.keras import tf
@@ -41,6 +41,25 @@ def check_placement(config: RuntimeConfig, comm: Comm) -> list[Placement]:
             "job; runtime.affinity=warn goes on all the same",
         )
     return placements
+
+
+def check_groups_on_nodes(config: Config, placements: list[Placement]) -> None:
+    """Whether ranks that share a patch are on one node, where a stage asks for that.
+
+    Raises:
+      AffinityError: naming the ranks and their nodes; on all ranks alike.
+    """
+    hosts = [p.host for p in placements]
+    for number, stage in enumerate(config.curriculum):
+        spatial = stage.parallel.spatial
+        for first in range(0, len(hosts), spatial) if stage.parallel.within_node else ():
+            group = hosts[first : first + spatial]
+            if len(set(group)) > 1:
+                raise AffinityError(
+                    f"ranks {first} to {first + spatial - 1} share a patch and are on {', '.join(sorted(set(group)))}",
+                    where=f"curriculum[{number}].parallel.within_node",
+                    fix=f"a multiple of {spatial} ranks per node, or curriculum.{number}.parallel.within_node=false",
+                )
 
 
 def record_placement(placements: list[Placement], comm: Comm, console: Console, folder: Path) -> None:

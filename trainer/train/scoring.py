@@ -26,13 +26,14 @@ def score_stage(run: Run, stage: Stage, progress: Progress, clock: StageClock) -
     comm = session.comm
     require_finite(session.model, stage, progress)
     cost = shares_of(comm.allreduce(clock.totals()) / comm.world_size)
-    peaks, seconds = comm.gather(peak_memory_bytes()), clock.elapsed_s
+    peaks, seconds, batch = comm.gather(peak_memory_bytes()), clock.elapsed_s, stage.batches[size]
+    halos = comm.gather(run.step.halo_bytes.get((batch.local_batch_size, size, stage.spatial), 0))
     session.console.line(f"stage {stage.number}: scoring at {size} px, and on the common footprint")
     with session.scored_weights():
         per_size = _uninterrupted(run, progress, session.evaluator.score_size, size)
         common = _uninterrupted(run, progress, session.evaluator.score_footprint, size)
-        pictures = (session.config.output, session.evaluator, session.predict, stage.number, size)
-        run.attempt("a picture", lambda: save_stage_pictures(*pictures))
+        pictures = session.evaluator.pictures(session.predict, size)
+        run.attempt("a picture", lambda: save_stage_pictures(run.path, session.evaluator, pictures, stage.number))
         last = stage.number == len(session.config.curriculum) - 1
         every_size = _score_every_size(run, progress, size, common) if last else None
     payload = allreduce_bytes(session.model, session.config.training.compression)
@@ -45,6 +46,8 @@ def score_stage(run: Run, stage: Stage, progress: Progress, clock: StageClock) -
         "steps": progress.position.step - stage.first_step,
         "first_step": stage.first_step,
         "global_batch_size": stage.global_batch(size),
+        "spatial": stage.spatial,
+        "halo_bytes_per_step": max(halos) * batch.accumulate,
         "allreduce_bytes_per_step": payload,
         "wire_bytes_per_step": wire_bytes(payload, comm.world_size),
         **{f"val_{k}": v for k, v in per_size.items()},

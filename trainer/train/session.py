@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 
 from trainer.batches.order import EpochOrder, rows_of_rank
-from trainer.config import Config, check_rules, dump_config
+from trainer.config import Config, check_groups, check_rules, dump_config
 from trainer.curriculum import START, Batch, Plan, Position, make_plan, plan_batches
-from trainer.curriculum.batches import scoring_batches
+from trainer.curriculum.batches import scoring_batches, scoring_splits
 from trainer.errors import ConfigError
 from trainer.evaluate.score import Evaluator, Predict, make_predict
 from trainer.files import replace_content
 from trainer.models import build_model
 from trainer.models.determinism import deterministic_operations
 from trainer.models.keras import keras, tf
+from trainer.models.spatial import check_split
 from trainer.patches.build import build_index
 from trainer.patches.hard import hard_rows
 from trainer.patches.index import PatchIndex, is_current, read_index
@@ -131,9 +132,13 @@ def open_session(
       read_weights: False where a checkpoint will fill the network: the backbone's weights file is not needed then.
       done: what a resumed run has behind it; only the patches after it are staged.
     """
+    check_groups(config, comm.world_size)
     index = prepare_data(config, comm, console)
     check_plateaus(config, index)
     model = build_network(config, comm, read_weights=read_weights)
+    check_splits(config, model)
+    for size in sorted({s.parallel.spatial for s in config.curriculum} - {1}):
+        comm.group(size)
     optimizer = make_optimizer(config.training.optimizer, config.training.precision)
     optimizer.build(model.trainable_variables)
     averaged = Averaged(model, config.training.ema_decay) if config.training.ema_decay else None
@@ -149,6 +154,7 @@ def open_session(
     if config.stores.stage_to:
         console.line(f"copying each rank's training patches to {config.stores.stage_to}")
     store = open_store(index, config, rows_to_train_on(plan, orders, comm.rank, done), checks=False)
+    splits = scoring_splits(config.curriculum, comm.world_size)
     return Session(
         config=config,
         comm=comm,
@@ -160,8 +166,8 @@ def open_session(
         model=model,
         optimizer=optimizer,
         averaged=averaged,
-        predict=make_predict(model),
-        evaluator=Evaluator(config, index, store, comm, scoring_batches(config.curriculum)),
+        predict=make_predict(model, comm),
+        evaluator=Evaluator(config, index, store, comm, scoring_batches(config.curriculum), splits),
         hashes=hashes,
     )
 
@@ -179,6 +185,17 @@ def check_plateaus(config: Config, index: PatchIndex) -> None:
             where=f"curriculum[{stage}].plateau",
             fix="split.val_fraction=0.2, or give the stage a length in steps or epochs",
         )
+
+
+def check_splits(config: Config, model: keras.Model) -> None:
+    """Whether the network can be trained on the slabs of every stage.
+
+    Raises:
+      ModelError: a layer cannot be split, or slabs are too thin for it.
+    """
+    for stage in config.curriculum:
+        for size in stage.size_shares if stage.parallel.spatial > 1 else ():
+            check_split(model, size, stage.parallel.spatial)
 
 
 def training_orders(config: Config, index: PatchIndex) -> dict[tuple[int, int], EpochOrder]:
@@ -205,8 +222,9 @@ def rows_to_train_on(plan: Plan, orders: Mapping[tuple[int, int], EpochOrder], r
     for stage in plan.stages[done.stage :]:
         last = stage.samples_at(stage.end_step)
         for size, first in stage.samples_at(stage.start_step).items():
-            count = (last[size] - first) // stage.world_size
-            rows.append(rows_of_rank(orders[stage.number, size], first, count, rank, stage.world_size))
+            count = (last[size] - first) // stage.num_groups
+            group = rank // stage.spatial
+            rows.append(rows_of_rank(orders[stage.number, size], first, count, group, stage.num_groups))
     return np.unique(np.concatenate(rows))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from trainer.models.keras import keras, tf
 from trainer.models.losses import segmentation_loss
 from trainer.models.noise import noise_seed
 from trainer.models.norms import FrozenBatchNorm
-from trainer.models.recompute import recomputing
+from trainer.models.spatial import slab_of, training_forward
 from trainer.runtime.comm import Comm
 from trainer.train.ema import Averaged
 
@@ -70,24 +69,33 @@ class TrainStep:
         """`seed`: of dropout and stochastic depth."""
         self._model, self._optimizer, self._config, self._comm = model, optimizer, config, comm
         self._averaged = averaged
-        self._forward = recomputing(model) if config.recompute == "blocks" else partial(model, training=True)
         self._noise, self._seed = noise_seed(model), seed
         self._scaled = isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer)
         self._sums: list[tf.Variable] = []
+        self.halo_bytes: dict[tuple[int, int, int], int] = {}
+        """(patches, patch size, ranks that share them) -> bytes that this rank sends its neighbours in a pass."""
         self._compiled_pass = tf.function(self._pass)
         self._compiled_last = tf.function(self._last)
 
     def __call__(
-        self, images: np.ndarray, labels: np.ndarray, step: int, *, passes: int = 1, stop: bool = False
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        step: int,
+        *,
+        passes: int = 1,
+        stop: bool = False,
+        spatial: int = 1,
     ) -> StepResult:
         """Take one optimiser step. All ranks.
 
         Args:
-          images: [passes B, P, P, 3] uint8.
-          labels: [passes B, P, P] uint8.
+          images: [passes B, P, P, 3] uint8; where patches are split, this rank's rows of them.
+          labels: [passes B, P, P] uint8, likewise.
           step: global number of the step; dropout follows it.
           passes: forward passes whose gradients are averaged.
           stop: this rank asks all to stop.
+          spatial: ranks that share each patch.
         """
         if passes > 1 and not self._sums:
             self._sums = [tf.Variable(tf.zeros_like(v), trainable=False) for v in self._model.trainable_variables]
@@ -96,32 +104,46 @@ class TrainStep:
             part = slice(i * batch, (i + 1) * batch)
             data = (tf.constant(images[part]), tf.constant(labels[part]), number * passes + i)
             if i + 1 < passes:
-                losses += self._compiled_pass(*data)
-        result = self._compiled_last(*data, losses, tf.constant(float(stop)), passes).numpy()
+                losses += self._compiled_pass(*data, spatial)
+        result = self._compiled_last(*data, losses, tf.constant(float(stop)), passes, spatial).numpy()
         return StepResult(float(result[0]), bool(result[1]), float(result[2]))
 
-    def _gradients(self, images: tf.Tensor, labels: tf.Tensor, draw: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    def _gradients(
+        self, images: tf.Tensor, labels: tf.Tensor, draw: tf.Tensor, spatial: int
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         if self._noise is not None:
-            of_rank = tf.random.fold_in([self._seed, self._comm.rank], tf.cast(draw, tf.int32))
-            self._noise.assign(of_rank)
+            of_patch = tf.random.fold_in([self._seed, self._comm.rank // spatial], tf.cast(draw, tf.int32))
+            self._noise.assign(of_patch)
+        slab = slab_of(self._comm, images, spatial)
+        forward = training_forward(self._model, slab, recompute=self._config.recompute == "blocks")
         with tf.GradientTape() as tape:
-            loss, _ = segmentation_loss(self._forward(images), labels, self._config.loss)
+            loss, _ = segmentation_loss(forward(images), labels, self._config.loss, slab.sum if slab else None)
             target = self._optimizer.get_scaled_loss(loss) if self._scaled else loss
-        return loss, tape.gradient(target, self._model.trainable_variables)
+        gradients = tape.gradient(target, self._model.trainable_variables)
+        if slab:
+            self.halo_bytes[images.shape[0], images.shape[2], spatial] = slab.sent_bytes
+        return loss, gradients
 
-    def _pass(self, images: tf.Tensor, labels: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
+    def _pass(self, images: tf.Tensor, labels: tf.Tensor, draw: tf.Tensor, spatial: int) -> tf.Tensor:
         """A pass whose gradients are kept for the last one of the step."""
-        loss, gradients = self._gradients(images, labels, draw)
+        loss, gradients = self._gradients(images, labels, draw, spatial)
         for total, gradient in zip(self._sums, gradients, strict=True):
             total.assign_add(gradient)
         _in_order(gradients)
         return loss
 
     def _last(
-        self, images: tf.Tensor, labels: tf.Tensor, draw: tf.Tensor, losses: tf.Tensor, stop: tf.Tensor, passes: int
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        draw: tf.Tensor,
+        losses: tf.Tensor,
+        stop: tf.Tensor,
+        passes: int,
+        spatial: int,
     ) -> tf.Tensor:
         """[3] float32: mean loss, ranks that ask to stop, exposed all-reduce seconds."""
-        loss, own = self._gradients(images, labels, draw)
+        loss, own = self._gradients(images, labels, draw, spatial)
         gradients = own
         if passes > 1:
             gradients = [(s + g) / passes for s, g in zip(self._sums, own, strict=True)]

@@ -57,6 +57,7 @@ def peak_memory(
     accumulate: bool,
     world_size: int,
     checkpoints: bool,
+    spatial: int = 1,
 ) -> PeakMemory:
     """What one rank needs at its peak while training; the network is traced, which takes seconds, and not run.
 
@@ -69,8 +70,9 @@ def peak_memory(
       ema: averaged weights are kept.
       accumulate: a step has several passes.
       checkpoints: some are written meanwhile.
+      spatial: ranks that share each patch.
     """
-    cost = pass_cost(model, patch_size, batch, recompute)
+    cost = pass_cost(model, patch_size, batch, recompute, spatial)
     trainable, frozen = (
         sum(v.shape.num_elements() * v.dtype.size for v in variables)
         for variables in (model.trainable_variables, model.non_trainable_variables)

@@ -1,0 +1,118 @@
+"""The layers of a functional Keras model as a list of calls, for whoever runs the network in another way.
+
+The model itself is left alone, so checkpoints, prediction and the order of variables know nothing of it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from trainer.models.keras import keras, tf
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One layer of a graph whose tensors are named by numbers."""
+
+    layer: keras.layers.Layer
+    inputs: Any
+    """A number, or the list of numbers that the layer takes."""
+    output: int
+    zeros: tuple[Pair, Pair] = ((0, 0), (0, 0))
+    """Rows and columns of zeros around the input, where a padding layer was joined with the layer it is for."""
+
+
+Apply = Callable[[Call, Any], tf.Tensor]
+"""(call, the tensor or tensors it takes) -> its output."""
+
+
+def call_layer(call: Call, inputs: Any, training: bool = True) -> tf.Tensor:
+    """The layer as it is."""
+    mode = {"training": training} if "training" in inspect.signature(call.layer.call).parameters else {}
+    return call.layer(inputs, **mode)
+
+
+def forward_of(
+    model: keras.Model, apply: Apply, change: Callable[[list[Call]], list[Call]] = list
+) -> Callable[[tf.Tensor], tf.Tensor]:
+    """The network with its layers called by `apply`: images [B, H, W, 3] -> logits [B, H, W, num_classes].
+
+    Args:
+      change: another list of calls with the same result.
+    """
+    calls = change(calls_of(model)[0])
+
+    @tf.autograph.experimental.do_not_convert  # nothing in it depends on a tensor's value
+    def forward(images: tf.Tensor) -> tf.Tensor:
+        values = {id(model.input): tf.cast(images, model.input.dtype)}
+        for call in calls:
+            values[call.output] = apply(call, tf.nest.map_structure(values.__getitem__, call.inputs))
+        return values[calls[-1].output]
+
+    return forward
+
+
+def calls_of(model: keras.Model) -> tuple[list[Call], set[int]]:
+    """The layers that the output needs, depth first, and the tensors that models inside it hand out.
+
+    Args:
+      model: functional, one input (whose number is its `id`), one output, each layer called once; models inside it
+        are walked into.
+    """
+    calls: dict[int, Call] = {}
+    handed_out: set[int] = set()
+    same: dict[int, int] = {}
+
+    def name(tensor: Any) -> int:
+        return same.get(id(tensor), id(tensor))
+
+    def walk(network: keras.Model) -> None:
+        for layer in network.layers:
+            if isinstance(layer, keras.layers.InputLayer):
+                continue
+            inputs, outputs = layer.get_input_at(0), layer.get_output_at(0)
+            if isinstance(layer, keras.Model):
+                same.update(zip(map(id, layer.inputs), map(name, tf.nest.flatten(inputs)), strict=True))
+                walk(layer)
+                same.update(zip(map(id, tf.nest.flatten(outputs)), map(name, layer.outputs), strict=True))
+                handed_out.update(map(name, layer.outputs))
+            else:
+                calls[id(outputs)] = Call(layer, tf.nest.map_structure(name, inputs), id(outputs))
+
+    walk(model)
+    return _depth_first(calls, name(model.output)), handed_out
+
+
+def _depth_first(calls: dict[int, Call], output: int) -> list[Call]:
+    """In this order few tensors are alive at a time: a branch is done before the next one begins."""
+    ordered: dict[int, Call] = {}
+    stack = [output]
+    while stack:
+        call = calls[stack[-1]]
+        waiting = [i for i in tf.nest.flatten(call.inputs) if i in calls and i not in ordered]
+        if waiting:
+            stack.append(waiting[0])
+        else:
+            ordered[call.output] = call
+            stack.pop()
+    return list(ordered.values())
+
+
+def padding_joined(calls: list[Call]) -> list[Call]:
+    """The same graph without `ZeroPadding2D` layers: the calls that use what they made have it in `zeros`."""
+    joined: dict[int, Call] = {}
+    for call in calls:
+        before = None if isinstance(call.inputs, list) else joined.get(call.inputs)
+        if before and isinstance(before.layer, keras.layers.ZeroPadding2D):
+            call = replace(call, inputs=before.inputs, zeros=before.zeros)
+        if isinstance(call.layer, keras.layers.ZeroPadding2D):
+            sides = zip(call.zeros, call.layer.padding, strict=True)
+            rows, columns = ((a + c, b + d) for (a, b), (c, d) in sides)
+            call = replace(call, zeros=(rows, columns))
+        joined[call.output] = call
+    return [c for c in joined.values() if not isinstance(c.layer, keras.layers.ZeroPadding2D)]
