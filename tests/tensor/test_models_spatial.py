@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import write_config
 
+from trainer.config import load_config
 from trainer.config.schema import ModelConfig
-from trainer.errors import ModelError
+from trainer.errors import AffinityError, ModelError
 from trainer.models import build_model
 from trainer.models.keras import keras
 from trainer.models.memory.cost import pass_cost
 from trainer.models.spatial import check_split, halos_of, slabs
+from trainer.train.placement import check_groups_on_nodes
 
 
 def network(**settings):
@@ -64,6 +71,20 @@ def test_a_layer_that_cannot_be_split_is_named() -> None:
     lossy = keras.Model(image, keras.layers.Conv2D(2, 3, name="shrinking")(image))
     with pytest.raises(ModelError, match=r"layer shrinking \(Conv2D\) loses rows at the border"):
         check_split(lossy, 64, 2)
+
+
+def test_a_group_that_spans_nodes_is_refused_where_its_stage_says_so(tmp_path: Path) -> None:
+    stage = {"patch_size": 576, "local_batch_size": 1, "steps": 1, "parallel": {"spatial": 2, "within_node": True}}
+    config = load_config(write_config(tmp_path, tmp_path, curriculum=[stage]))
+
+    def ranks_on(*hosts: str) -> list[Any]:
+        return [SimpleNamespace(host=host) for host in hosts]
+
+    check_groups_on_nodes(config, ranks_on("a", "a", "b", "b"))
+    with pytest.raises(AffinityError, match=r"ranks 2 to 3 share a patch and are on b, c"):
+        check_groups_on_nodes(config, ranks_on("a", "a", "b", "c"))
+    elsewhere = load_config(tmp_path / "run.yaml", ["curriculum.0.parallel.within_node=false"])
+    check_groups_on_nodes(elsewhere, ranks_on("a", "b"))
 
 
 @pytest.mark.parametrize("recompute", [False, pytest.param(True, marks=pytest.mark.long)])

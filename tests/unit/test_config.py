@@ -7,7 +7,7 @@ import yaml
 
 import trainer.cli.train as cli_train
 from trainer.cli.main import make_parser, parse
-from trainer.config import Config, check_rules, dump_config, load_config
+from trainer.config import Config, check_groups, check_rules, dump_config, load_config
 from trainer.errors import ConfigError
 
 MINIMAL = {
@@ -23,6 +23,16 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(MINIMAL))
     return path
+
+
+def test_ranks_that_share_patches_must_come_out_even(file: Path) -> None:
+    config = load_config(file, ["curriculum.0.parallel.spatial=4"])
+    for world_size in (4, 8):
+        check_groups(config, world_size)
+    with pytest.raises(ConfigError, match=r"6 rank\(s\) cannot be put into groups of 4") as error:
+        check_groups(config, 6)
+    assert "curriculum.0.parallel.spatial=3, or a multiple of 4 ranks" in str(error.value)
+    assert config.has_groups and not load_config(file).has_groups
 
 
 def test_the_resolved_configuration_reads_back_to_the_same_object(file: Path, tmp_path: Path) -> None:
