@@ -13,10 +13,11 @@ from trainer.errors import ModelError
 from trainer.models.deeplab import ResizeLike
 from trainer.models.dilation import DilatedPooling
 from trainer.models.graph import forward_of, padding_joined
+from trainer.models.halos import check_split, slabs
 from trainer.models.keras import keras, tf
 from trainer.models.noise import NoiseSource, with_noise
 from trainer.models.norms import GroupNorm
-from trainer.models.spatial import check_split, slab_of, slabs
+from trainer.models.spatial import slab_of
 from trainer.runtime import start_comm
 
 num_stacks, seed = int(sys.argv[1]), int(sys.argv[2])

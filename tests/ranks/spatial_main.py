@@ -14,8 +14,8 @@ import numpy as np
 
 from trainer.config.schema import ModelConfig, OptimizerConfig, TrainingConfig
 from trainer.models import build_model
+from trainer.models.halos import check_split, halos_of, slabs
 from trainer.models.keras import keras, tf
-from trainer.models.spatial import check_split, halos_of, slabs
 from trainer.runtime import Comm, SingleComm, start_comm
 from trainer.train.step import INTER_OP_THREADS, TrainStep, make_optimizer
 

@@ -15,9 +15,9 @@ from trainer.config import load_config
 from trainer.config.schema import ModelConfig
 from trainer.errors import AffinityError, ModelError
 from trainer.models import build_model
+from trainer.models.halos import check_split, halos_of, slabs
 from trainer.models.keras import keras
 from trainer.models.memory.cost import pass_cost
-from trainer.models.spatial import check_split, halos_of, slabs
 from trainer.train.placement import check_groups_on_nodes
 
 

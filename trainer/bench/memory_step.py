@@ -21,8 +21,8 @@ import numpy as np
 from trainer.config.schema import ModelConfig, TrainingConfig
 from trainer.models import build_model
 from trainer.models.determinism import deterministic_operations
+from trainer.models.halos import check_split, slabs
 from trainer.models.keras import keras, tf
-from trainer.models.spatial import check_split, slabs
 from trainer.runtime import start_comm
 from trainer.runtime.start import my_threads
 from trainer.train.clock import peak_memory_bytes

@@ -13,8 +13,9 @@ from trainer.config.schema import IGNORE_LABEL, Config
 from trainer.evaluate.metrics import Sums, metrics_of, sums_of
 from trainer.evaluate.tiles import Tile, footprint_tiles, validation_tiles
 from trainer.models.graph import forward_of, padding_joined
+from trainer.models.halos import Rows, slabs
 from trainer.models.keras import keras, tf
-from trainer.models.spatial import Rows, slab_of, slabs
+from trainer.models.spatial import slab_of
 from trainer.patches.index import PatchIndex
 from trainer.runtime.comm import Comm
 from trainer.stores import Part, PatchStore

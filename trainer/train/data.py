@@ -7,7 +7,7 @@ from collections.abc import Generator
 from trainer.batches.loader import Batch, Wanted, prefetched, training_jobs
 from trainer.batches.order import positions_of_rank
 from trainer.curriculum import Stage
-from trainer.models.spatial import slabs
+from trainer.models.halos import slabs
 from trainer.train.session import Session
 
 

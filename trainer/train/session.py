@@ -19,8 +19,8 @@ from trainer.evaluate.score import Evaluator, Predict, make_predict
 from trainer.files import replace_content
 from trainer.models import build_model
 from trainer.models.determinism import deterministic_operations
+from trainer.models.halos import check_split
 from trainer.models.keras import keras, tf
-from trainer.models.spatial import check_split
 from trainer.patches.build import build_index
 from trainer.patches.hard import hard_rows
 from trainer.patches.index import PatchIndex, is_current, read_index

@@ -8,11 +8,12 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from trainer.config.schema import LossConfig
+from trainer.models.halos import slabs
 from trainer.models.keras import keras, tf
 from trainer.models.losses import segmentation_loss
 from trainer.models.memory.flops import convolution_flops
 from trainer.models.memory.liveness import peak_live_bytes
-from trainer.models.spatial import Slab, slabs, training_forward
+from trainer.models.spatial import Slab, training_forward
 
 
 @dataclass(frozen=True)

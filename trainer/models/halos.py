@@ -1,0 +1,217 @@
+"""A patch cut into slabs of its rows: which rows each has, and how far the layers of a network look beyond them.
+
+Only rows are split: a slab's rows lie together in memory, and a rank has two neighbours whatever the size of the group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from trainer.errors import ModelError
+from trainer.models.deeplab import Atrous, Classifier, ResizeLike
+from trainer.models.dilation import DilatedPooling
+from trainer.models.graph import Call, Pair, calls_of, padding_joined
+from trainer.models.keras import keras, tf
+from trainer.models.noise import Noise
+from trainer.models.norms import FrozenBatchNorm, GroupNorm, SyncBatchNorm
+from trainer.models.pixels import PixelScaling
+
+CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D, Atrous)
+POOLINGS = (keras.layers.MaxPooling2D, keras.layers.AveragePooling2D, DilatedPooling)
+PER_PIXEL = (
+    keras.layers.Activation,
+    keras.layers.ReLU,
+    keras.layers.Add,
+    keras.layers.Multiply,
+    keras.layers.Concatenate,
+    keras.layers.Reshape,
+    keras.layers.Lambda,
+    PixelScaling,
+    FrozenBatchNorm,
+    SyncBatchNorm,  # its sums are over all ranks, and so over all slabs
+)
+_UNIT = 16
+"""The largest output stride: every feature map is then cut between two of its rows."""
+_KNOWN = {
+    *(Classifier, ResizeLike, Noise, GroupNorm, keras.layers.BatchNormalization, keras.layers.GlobalAveragePooling2D),
+    *CONVOLUTIONS,
+    *POOLINGS,
+    *PER_PIXEL,
+}
+"""Layers' own types: one that is derived from them may do something else, as Conv2DTranspose does."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A slab's rows of the patch: `start <= row < stop` of `whole`."""
+
+    start: int
+    stop: int
+    whole: int
+
+    def at(self, num_rows: int) -> Rows:
+        """The same in a feature map of which the slab has so many rows."""
+        stride = (self.stop - self.start) // num_rows
+        return Rows(self.start // stride, self.stop // stride, self.whole // stride)
+
+
+def slabs(patch_size: int, parts: int) -> list[Rows]:
+    """The rows of each part, from the top; as equal as multiples of 16 allow, the larger ones first.
+
+    Raises:
+      ModelError: the patch is no multiple of 16 or too small.
+    """
+    units, rest = divmod(patch_size, _UNIT)
+    if rest or units < parts:
+        raise ModelError(
+            f"a patch of {patch_size} px cannot be cut into {parts} slabs of whole multiples of {_UNIT} rows",
+            where="parallel.spatial",
+            fix=f"a patch size that is a multiple of {_UNIT}, of at least {_UNIT * parts} px, or fewer slabs",
+        )
+    stops = [_UNIT * (units // parts * n + min(n, units % parts)) for n in range(parts + 1)]
+    return [Rows(start, stop, patch_size) for start, stop in pairwise(stops)]
+
+
+@dataclass(frozen=True)
+class Window:
+    """How far a layer looks along the rows, and what lies beside the map's columns."""
+
+    extent: int
+    """Rows that one output row is made from, holes of a dilation included."""
+    stride: int
+    above: int
+    """Rows that the first output row needs above the map."""
+    columns: Pair
+    """Columns added on the left and on the right."""
+
+    @property
+    def below(self) -> int:
+        """Rows that the last output row needs below the map, which has a multiple of `stride` rows."""
+        return max(self.extent - self.stride - self.above, 0)
+
+
+def window_of(call: Call, width: int) -> Window:
+    """The window of a convolution or pooling on a map of so many columns.
+
+    Raises:
+      ModelError: its output has fewer than one row for every `stride` of its input.
+    """
+    layer = call.layer
+    if isinstance(layer, DilatedPooling):
+        size, strides, dilation = layer.size, (1, 1), (layer.dilation,) * 2
+    elif isinstance(layer, POOLINGS):
+        size, strides, dilation = layer.pool_size, layer.strides, (1, 1)
+    else:
+        size, strides, dilation = layer.kernel_size, layer.strides, layer.dilation_rate
+    extents = [(k - 1) * d + 1 for k, d in zip(size, dilation, strict=True)]
+    if isinstance(layer, DilatedPooling):
+        rows, columns = layer.around
+    elif layer.padding == "same":  # TensorFlow puts the odd row and column at the end
+        needed = (
+            max(extents[0] - strides[0], 0),
+            max((-(-width // strides[1]) - 1) * strides[1] + extents[1] - width, 0),
+        )
+        rows, columns = ((n // 2, n - n // 2) for n in needed)
+    else:
+        rows, columns = call.zeros
+    if sum(rows) < extents[0] - strides[0]:
+        raise ModelError(f"layer {layer.name} ({type(layer).__name__}) loses rows at the border and cannot be split")
+    left, right = columns
+    return Window(extents[0], strides[0], rows[0], (left, right))
+
+
+@dataclass(frozen=True)
+class Halo:
+    """What one layer needs of the neighbours' slabs."""
+
+    layer: str
+    above: int
+    """Rows of its input, from the slab above."""
+    below: int
+    stride: int
+    """Rows of the patch per row of its input."""
+    channels: int
+    bytes_per_value: int
+    has_gradient: bool
+    """As many rows of gradient go back: there are weights before it."""
+
+    @property
+    def patch_rows(self) -> int:
+        """Rows of the patch that the larger side covers."""
+        return max(self.above, self.below) * self.stride
+
+    def sent_bytes(self, patch_size: int, batch: int, *, up: bool, down: bool) -> int:
+        """What a slab sends to the one above it and to the one below it, forward and backward once."""
+        forward = up * self.below + down * self.above
+        backward = up * self.above + down * self.below
+        rows = forward + self.has_gradient * backward
+        return batch * rows * (patch_size // self.stride) * self.channels * self.bytes_per_value
+
+
+def halos_of(model: keras.Model) -> list[Halo]:
+    """Of every layer that looks beyond its rows, first to last.
+
+    Raises:
+      ModelError: names a layer that cannot be split.
+    """
+    strides, learned = {id(model.input): 1}, {id(model.input): False}  # stride 0: one value per patch
+    channels = {id(model.input): model.input.shape[-1]}
+    halos = []
+    for call in padding_joined(calls_of(model)[0]):
+        _require_known(call)
+        layer, inputs = call.layer, tf.nest.flatten(call.inputs)
+        stride = max(strides[i] for i in inputs)
+        above = below = 0
+        if isinstance(layer, ResizeLike):
+            above = below = int(strides[inputs[0]] > 0)
+            stride = strides[inputs[0]]
+        elif isinstance(layer, (*CONVOLUTIONS, *POOLINGS)) and not isinstance(layer, Classifier):
+            window = window_of(call, _UNIT)
+            above, below = window.above, window.below
+        if above or below:
+            width = tf.as_dtype(layer.compute_dtype).size
+            first = inputs[0]
+            halos.append(Halo(layer.name, above, below, stride, channels[first], width, learned[first]))
+        strides[call.output] = _stride_after(layer, [strides[i] for i in inputs])
+        learned[call.output] = bool(layer.trainable_variables) or any(learned[i] for i in inputs)
+        channels[call.output] = layer.output_shape[-1]
+    return halos
+
+
+def _stride_after(layer: keras.layers.Layer, strides: Sequence[int]) -> int:
+    if isinstance(layer, keras.layers.GlobalAveragePooling2D):
+        return 0
+    if isinstance(layer, ResizeLike):
+        return strides[1]
+    own = layer.strides[0] if isinstance(layer, (*CONVOLUTIONS, *POOLINGS[:2])) else 1
+    return own * max(strides)
+
+
+def check_split(model: keras.Model, patch_size: int, parts: int) -> None:
+    """Whether a network can be trained on slabs of a patch.
+
+    Raises:
+      ModelError: names a layer that cannot be split; or slabs are thinner than the largest halo.
+    """
+    thinnest = slabs(patch_size, parts)[-1]
+    rows = thinnest.stop - thinnest.start
+    largest = max(halos_of(model), key=lambda h: h.patch_rows, default=None)
+    if largest and largest.patch_rows > rows:
+        needed = -(-largest.patch_rows // _UNIT) * _UNIT
+        raise ModelError(
+            f"{parts} slabs of a {patch_size} px patch have {rows} rows, thinner than the largest halo: layer "
+            f"{largest.layer} needs {needed} rows of its neighbour",
+            where="parallel.spatial",
+            fix=f"at most {patch_size // needed} slabs, or a patch of at least {needed * parts} px",
+        )
+
+
+def _require_known(call: Call) -> None:
+    if type(call.layer) not in _KNOWN:
+        raise ModelError(
+            f"layer {call.layer.name} ({type(call.layer).__name__}) cannot be split over ranks",
+            where="parallel.spatial",
+            fix="another backbone, e.g. resnet50, mobilenetv2 or efficientnetb0, or parallel.spatial=1",
+        )
