@@ -85,6 +85,8 @@ class Window:
     """Rows that the first output row needs above the map."""
     columns: Pair
     """Columns added on the left and on the right."""
+    is_same: bool
+    """It moves by one row and one column at a time and looks equally far to all sides: padding `SAME`."""
 
     @property
     def below(self) -> int:
@@ -118,8 +120,12 @@ def window_of(call: Call, width: int) -> Window:
         rows, columns = call.zeros
     if sum(rows) < extents[0] - strides[0]:
         raise ModelError(f"layer {layer.name} ({type(layer).__name__}) loses rows at the border and cannot be split")
+    is_same = tuple(strides) == (1, 1) and all(
+        2 * before == 2 * after == extent - 1 > 0
+        for (before, after), extent in zip((rows, columns), extents, strict=True)
+    )
     left, right = columns
-    return Window(extents[0], strides[0], rows[0], (left, right))
+    return Window(extents[0], strides[0], rows[0], (left, right), is_same)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from trainer.errors import ModelError
 from trainer.models.deeplab import Classifier, ResizeLike
 from trainer.models.dilation import DilatedPooling
-from trainer.models.graph import Call, Pair, call_layer, forward_of, padding_joined
+from trainer.models.graph import Call, call_layer, forward_of, padding_joined
 from trainer.models.halos import CONVOLUTIONS, PER_PIXEL, Rows, Window, slabs, window_of
 from trainer.models.keras import keras, tf
 from trainer.models.noise import Noise
@@ -25,6 +25,9 @@ from trainer.models.norms import GroupNorm, batch_norm, group_norm
 from trainer.models.recompute import recomputing
 
 _Run = Callable[[tf.Tensor], tf.Tensor]
+_ALL_OF_DIM_0 = {"begin_mask": 1, "end_mask": 1}
+_THIN = 8
+"""How many times as high as what a halo makes of it a map has to be for its halos to be computed apart from it."""
 
 
 class Group(Protocol):
@@ -110,13 +113,16 @@ class Slab:
         factor = like.shape[1] // x.shape[1]
         x, first, last = _edges(x, 1, 1)
         above, below = self._swapped(first, last)
-        if self._is_top:
-            above += first
-        if self._is_bottom:
-            below += last
-        taller = tf.concat([above, x, below], 1)
-        resized = tf.image.resize(taller, [factor * taller.shape[1], like.shape[2]], method="bilinear")
-        return tf.cast(resized[:, factor:-factor], call.layer.compute_dtype)
+
+        def resized(part: tf.Tensor) -> tf.Tensor:
+            return tf.cast(tf.image.resize(part, [factor * part.shape[1], like.shape[2]]), call.layer.compute_dtype)
+
+        y = resized(x)  # as if the rows beyond its edges were those at its edges
+        if not self._is_top:
+            y = _plus_rows(y, resized(_with_zeros(above - first, 0, 1))[:, factor:], 0)
+        if not self._is_bottom:
+            y = _plus_rows(y, resized(_with_zeros(below - last, 1, 0))[:, :factor], y.shape[1] - factor)
+        return y
 
     def noise(self, call: Call, x: tf.Tensor) -> tf.Tensor:
         """The slab's rows of the mask that the whole patch would get."""
@@ -132,7 +138,12 @@ class Slab:
         if not window.above and not window.below and not any(window.columns):
             return self.as_it_is(call, x)
         x = tf.cast(x, layer.compute_dtype)
-        y = self._over(x, window, lambda part: _convolve(layer, part, window.columns), 0)
+        if window.is_same and x.shape[1] >= _THIN * (window.above + window.extent):
+            y = self._plus_halos(x, window, partial(_convolve, layer))
+        else:
+            y = self._over(x, window, lambda part: _convolve(layer, _with_columns(part, window), "VALID"), 0)
+        if isinstance(layer, keras.layers.SeparableConv2D):
+            y = tf.nn.conv2d(y, tf.cast(layer.pointwise_kernel, y.dtype), 1, "VALID")
         if layer.use_bias:
             y = tf.nn.bias_add(y, tf.cast(layer.bias, y.dtype))
         return layer.activation(y) if layer.activation is not None else y
@@ -142,7 +153,7 @@ class Slab:
         outside = 0 if any(map(any, call.zeros)) else x.dtype.min
 
         def run(part: tf.Tensor) -> tf.Tensor:
-            part = tf.pad(part, [[0, 0], [0, 0], window.columns, [0, 0]], constant_values=tf.cast(outside, x.dtype))
+            part = _with_columns(part, window, tf.cast(outside, x.dtype))
             return tf.nn.max_pool2d(part, layer.pool_size, layer.strides, "VALID")
 
         return self._over(x, window, run, outside)
@@ -158,8 +169,7 @@ class Slab:
         layer, window = call.layer, window_of(call, x.shape[2])
 
         def mean(part: tf.Tensor) -> tf.Tensor:
-            part = tf.pad(part, [[0, 0], [0, 0], window.columns, [0, 0]])
-            return tf.nn.avg_pool2d(part, layer.pool_size, layer.strides, "VALID")
+            return tf.nn.avg_pool2d(_with_columns(part, window), layer.pool_size, layer.strides, "VALID")
 
         return self._over(x, window, mean, 0) if layer.padding == "valid" else self._mean(x, window, mean)
 
@@ -171,37 +181,32 @@ class Slab:
         return self._over(x, window, run, 0) / run(inside)
 
     def _over(self, x: tf.Tensor, window: Window, run: _Run, outside: float) -> tf.Tensor:
-        """`run`, which pads columns but not rows, over a map: `outside` beyond the patch, else the neighbours' rows.
-
-        What needs no neighbour is computed from the map itself while their rows are on the way, and no copy of the map
-        is made that the backward pass would keep.
-        """
-        num_rows, extent, stride = x.shape[1], window.extent, window.stride
+        """`run`, which pads columns but not rows, over a map: `outside` beyond the patch, else the neighbours' rows."""
         if not window.above and not window.below:
             return run(x)
-        num_outputs = num_rows // stride
-        num_top = -(-window.above // stride)
-        num_bottom = num_outputs - ((num_rows + window.above - extent) // stride + 1)
-        has_interior = num_outputs >= 2 * (num_top + num_bottom)  # else its strips would be as much work
-        top = (num_top - 1) * stride - window.above + extent  # rows of the map that the topmost outputs see
-        bottom = num_rows - ((num_outputs - num_bottom) * stride - window.above)
-        sides = (window.below, window.above)
-        if has_interior:
-            sides = (max(window.below, top if num_top else 0), max(window.above, bottom if num_bottom else 0))
-        x, first, last = _edges(x, *sides)
-        above, below = self._swapped(first[:, : window.below], last[:, last.shape[1] - window.above :])
+        x, first, last = _edges(x, window.below, window.above)
+        above, below = self._swapped(first, last)
         if self._is_top:
             above += tf.cast(outside, x.dtype)
         if self._is_bottom:
             below += tf.cast(outside, x.dtype)
-        if not has_interior:
-            return run(tf.concat([above, x, below], 1))
-        parts = [run(x[:, num_top * stride - window.above :])]
-        if num_top:
-            parts.insert(0, run(tf.concat([above, first[:, :top]], 1)))
-        if num_bottom:
-            parts.append(run(tf.concat([last[:, last.shape[1] - bottom :], below], 1)))
-        return tf.concat(parts, 1)
+        return run(tf.concat([above, x, below], 1))
+
+    def _plus_halos(self, x: tf.Tensor, window: Window, convolve: Callable[[tf.Tensor, str], tf.Tensor]) -> tf.Tensor:
+        """A convolution with padding `SAME`: of the map with zeros around it, to which the halos' products are added.
+
+        It is computed while the halos are on the way, and the map is not copied.
+        """
+        x, first, last = _edges(x, window.below, window.above)
+        above, below = self._swapped(first, last)
+        y = convolve(x, "SAME")
+        zeros = window.extent - 1
+        if not self._is_top:
+            y = _plus_rows(y, convolve(_with_columns(_with_zeros(above, 0, zeros), window), "VALID"), 0)
+        if not self._is_bottom:
+            rows = convolve(_with_columns(_with_zeros(below, zeros, 0), window), "VALID")
+            y = _plus_rows(y, rows, y.shape[1] - window.below)
+        return y
 
     def _swapped(self, first: tf.Tensor, last: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The neighbours' rows: above this slab those like `last`, below it those like `first`. Differentiable.
@@ -252,40 +257,46 @@ _METHODS: dict[type, Callable[[Slab, Call, Any], tf.Tensor]] = {
 """By a layer's own type; `halos.check_split` refuses networks with others."""
 
 
-def _convolve(layer: keras.layers.Layer, x: tf.Tensor, columns: Pair) -> tf.Tensor:
-    """A convolution layer's products, without bias; no rows are added."""
-    around = [[0, 0], [0, 0], list(columns), [0, 0]]
-    if not isinstance(layer, (keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D)):
-        kernel = tf.cast(layer.kernel, x.dtype)
-        if max(layer.dilation_rate) == 1:
-            return tf.nn.conv2d(x, kernel, layer.strides, around)
-        # through space-to-batch, as in Keras: TensorFlow has no gradient of a dilated conv2d on CPUs
-        return tf.nn.convolution(tf.pad(x, around), kernel, layer.strides, "VALID", dilations=layer.dilation_rate)
-    x = tf.pad(x, around)
-    strides = [1, *layer.strides, 1]
-    y = tf.nn.depthwise_conv2d(
-        x, tf.cast(layer.depthwise_kernel, x.dtype), strides, "VALID", dilations=layer.dilation_rate
-    )
-    if isinstance(layer, keras.layers.SeparableConv2D):
-        y = tf.nn.conv2d(y, tf.cast(layer.pointwise_kernel, x.dtype), 1, "VALID")
-    return y
+def _convolve(layer: keras.layers.Layer, x: tf.Tensor, padding: str) -> tf.Tensor:
+    """A convolution layer's products, without bias; of a separable one those of its depthwise part."""
+    if isinstance(layer, (keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D)):
+        kernel, strides = tf.cast(layer.depthwise_kernel, x.dtype), [1, *layer.strides, 1]
+        return tf.nn.depthwise_conv2d(x, kernel, strides, padding, dilations=layer.dilation_rate)
+    kernel = tf.cast(layer.kernel, x.dtype)
+    return tf.nn.convolution(x, kernel, layer.strides, padding, dilations=layer.dilation_rate)
+
+
+def _with_columns(x: tf.Tensor, window: Window, value: Any = 0) -> tf.Tensor:
+    return tf.pad(x, [[0, 0], [0, 0], window.columns, [0, 0]], constant_values=value) if any(window.columns) else x
+
+
+def _with_zeros(x: tf.Tensor, above: int, below: int) -> tf.Tensor:
+    return tf.pad(x, [[0, 0], [above, below], [0, 0], [0, 0]])
+
+
+def _plus_rows(x: tf.Tensor, rows: tf.Tensor, start: int) -> tf.Tensor:
+    """A map with something added to its rows from `start` on; in place if nothing else needs the map."""
+    stop = start + rows.shape[1]
+
+    @tf.custom_gradient
+    def plus(x: tf.Tensor, rows: tf.Tensor):
+        changed = tf.raw_ops.TensorStridedSliceUpdate(
+            input=x, begin=[0, start], end=[0, stop], strides=[1, 1], value=x[:, start:stop] + rows, **_ALL_OF_DIM_0
+        )
+        return changed, lambda dy: (dy, dy[:, start:stop])
+
+    return plus(x, rows) if stop > start else x
 
 
 def _edges(x: tf.Tensor, num_first: int, num_last: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """A map and copies of its first and last rows; the three gradients are put together in one pass."""
-    num_rows = x.shape[1]
+    """A map and copies of its first and last rows, whose gradients are added to the map's."""
+    start = x.shape[1] - num_last
 
     @tf.custom_gradient
     def cut(x: tf.Tensor):
         def gradient(dx: tf.Tensor, d_first: tf.Tensor, d_last: tf.Tensor):
-            if num_first + num_last > num_rows:
-                around = [[0, 0], [num_rows - num_last, 0], [0, 0], [0, 0]]
-                return (
-                    dx + tf.pad(d_first, [[0, 0], [0, num_rows - num_first], [0, 0], [0, 0]]) + tf.pad(d_last, around)
-                )
-            middle = dx[:, num_first : num_rows - num_last]
-            return tf.concat([dx[:, :num_first] + d_first, middle, dx[:, num_rows - num_last :] + d_last], 1)
+            return _plus_rows(_plus_rows(dx, d_first, 0), d_last, start)
 
-        return (tf.identity(x), x[:, :num_first], x[:, num_rows - num_last :]), gradient
+        return (tf.identity(x), x[:, :num_first], x[:, start:]), gradient
 
     return cut(x)
