@@ -86,6 +86,10 @@ bench: setup ## measure step, weak scaling, loop and checkpoint here; writes a f
 bench-data: setup $(REAL_SLIDE) ## measure reading, stores, extraction and indexing; writes results/bench-data/
 	$(BIN)/python tools/bench_data.py
 
+.PHONY: bench-spatial
+bench-spatial: setup ## memory and time of a patch that two ranks share; writes a folder of results/spatial/
+	$(BIN)/python tools/bench_spatial.py
+
 .PHONY: bench-network
 bench-network: setup ## scaling studies on the virtual Slurm over networks of three speeds; as root; writes results/
 	$(BIN)/python tools/bench_network.py

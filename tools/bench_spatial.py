@@ -28,9 +28,8 @@ OUT = ROOT / "results" / "spatial" / folder_of(processor())
 SETTINGS = (
     ("resnet50", 2048, "float32", "none"),
     ("mobilenetv2", 2048, "float32", "none"),
-    ("mobilenetv2", 1408, "float32", "none"),  # two whole ones fit in this machine
+    ("resnet50", 1536, "float32", "none"),
 )
-TWO_WHOLE_UP_TO = 1408
 LARGEST = ("mobilenetv2", 8192, "mixed_bfloat16", "blocks")
 STEPS = 3
 GIGABYTES = (8, 24, 80, 192)
@@ -40,13 +39,16 @@ MODELLED = ("resnet50", "mixed_bfloat16", "blocks")
 
 def measured(
     backbone: str, patch_size: int, precision: str, recompute: str, ranks: int, steps: int, *whole: str
-) -> dict[str, Any]:
-    """What `memory_step` prints, on ranks of one core each."""
+) -> dict[str, Any] | None:
+    """What `memory_step` prints, on ranks of one core each; None if it was killed, which is said."""
     start = [str(Path(sys.executable).parent / "mpirun"), "-np", str(ranks), "--bind-to", "core"]
     step = [sys.executable, "-m", "trainer.bench.memory_step", str(patch_size), "1", precision, recompute, backbone]
     step += [str(steps), *whole]
     print("$", *start[1:], *step[1:], flush=True)
     done = subprocess.run([*start, *step], cwd=ROOT, text=True, capture_output=True)
+    if done.returncode == 137 or "signal 9" in done.stderr:
+        print("  killed: no memory", flush=True)
+        return None
     if done.returncode:
         sys.exit(done.stderr[-3000:])
     result = json.loads(done.stdout.strip().splitlines()[-1])
@@ -55,18 +57,20 @@ def measured(
 
 
 def settings() -> dict[str, Any]:
-    """Each setting on one core, on two that share the patch, and where memory allows on two with a patch each."""
-    all_ways = []
-    for setting in SETTINGS:
-        ways = {"whole": measured(*setting, 1, STEPS), "shared": measured(*setting, 2, STEPS)}
-        if setting[1] <= TWO_WHOLE_UP_TO:
-            ways["two_whole"] = measured(*setting, 2, STEPS, "1")
-        all_ways.append(ways)
-    return {"ways": all_ways}
+    """Each setting on one core, on two that share the patch, and on two with a patch each."""
+    ways = [
+        {
+            "whole": measured(*setting, 1, STEPS),
+            "shared": measured(*setting, 2, STEPS),
+            "two_whole": measured(*setting, 2, STEPS, "1"),
+        }
+        for setting in SETTINGS
+    ]
+    return {"ways": ways}
 
 
 def largest() -> dict[str, Any]:
-    return measured(*LARGEST, 2, 1)
+    return {"step": measured(*LARGEST, 2, 1)}
 
 
 def model() -> dict[str, Any]:
@@ -74,9 +78,9 @@ def model() -> dict[str, Any]:
     from trainer.config.schema import ModelConfig
     from trainer.errors import ModelError
     from trainer.models import build_model
+    from trainer.models.halos import check_split
     from trainer.models.keras import keras
     from trainer.models.memory import predicted_peak_bytes
-    from trainer.models.halos import check_split
 
     backbone, precision, recompute = MODELLED
     keras.mixed_precision.set_global_policy(precision)
@@ -116,17 +120,19 @@ def model() -> dict[str, Any]:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    modelled, points = result["model"], result["measure"]
+    modelled = result["model"]
     figure, axes = plt.subplots(figsize=(7, 4.4), layout="constrained")
     for column, gigabytes in enumerate(modelled["gigabytes"]):
         sizes = [row[column] for row in modelled["largest_px"]]
         axes.plot(modelled["ranks"], sizes, "--o", ms=3, label=f"{gigabytes} GB per rank (modelled)")
-    for point in [*(p for pair in points["pairs"] for p in pair), points["largest"]]:
-        label = f"{point['patch_size']}, {point['backbone']}, {point['peak_memory_gb']:.1f} GB"
-        axes.plot(point["ranks_per_patch"], point["patch_size"], "k*", ms=9)
-        axes.annotate(
-            label, (point["ranks_per_patch"], point["patch_size"]), (6, -3), textcoords="offset points", fontsize=7
-        )
+    whole_and_shared = [way for ways in result["settings"]["ways"] for name, way in ways.items() if name != "two_whole"]
+    for point in filter(None, [*whole_and_shared, result["largest"]["step"]]):
+        ranks, size = point["ranks_per_patch"], point["patch_size"]
+        precision = point["precision"].removeprefix("mixed_")
+        label = f"{point['backbone']}, {precision}, {point['peak_memory_gb']:.1f} GB"
+        above = point["backbone"] == "resnet50"
+        axes.plot(ranks, size, "k*", ms=9)
+        axes.annotate(label, (ranks, size), (6, 4 if above else -9), textcoords="offset points", fontsize=7)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     axes.set_xticks(modelled["ranks"], modelled["ranks"])
@@ -134,58 +140,75 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes.set_yticks(ticks, ticks)
     axes.set_xlabel("ranks that share a patch")
     axes.set_ylabel("largest patch (px)")
+    axes.set_title(f"lines: {', '.join(modelled['setting'])}; stars: measured, as labelled", fontsize=9)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, title="★ measured")
+    axes.legend(fontsize=8)
     for suffix in ("png", "svg"):
         figure.savefig(path.with_suffix(f".{suffix}"), dpi=150)
 
 
+def row(ways: dict[str, Any]) -> str:
+    whole, shared, two = ways["whole"], ways["shared"], ways["two_whole"]
+    memory = shared["peak_memory_gb"] / whole["peak_memory_gb"]
+    cells = [
+        f"{whole['backbone']}, {whole['patch_size']} px, {whole['precision']}",
+        f"{whole['peak_memory_gb']:.2f}",
+        f"{shared['peak_memory_gb']:.2f}",
+        f"{memory:.2f}",
+        f"{whole['median_step_s']:.2f}",
+        f"{two['median_step_s']:.2f}" if two else "no memory",
+        f"{shared['median_step_s']:.2f}",
+        f"{2 * shared['median_step_s'] / whole['median_step_s']:.2f}",
+        f"{2 * shared['median_step_s'] / two['median_step_s']:.2f}" if two else "",
+        f"{shared['halo_bytes'] / 1e6:.1f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
 def render(result: dict[str, Any]) -> str:
-    modelled, points = result["model"], result["measure"]
-    rows = []
-    for whole, shared in points["pairs"]:
-        memory = shared["peak_memory_gb"] / whole["peak_memory_gb"]
-        seconds = shared["median_step_s"] / (whole["median_step_s"] / 2)
-        rows.append(
-            f"| {whole['backbone']}, {whole['patch_size']} px, {whole['precision']}, recompute {whole['recompute']} | "
-            f"{whole['peak_memory_gb']:.2f} | {shared['peak_memory_gb']:.2f} | {memory:.2f} | "
-            f"{whole['median_step_s']:.1f} | {shared['median_step_s']:.1f} | {seconds:.2f} | "
-            f"{shared['halo_bytes'] / 1e6:.1f} |"
-        )
-    big = points["largest"]
+    modelled, about = result["model"], result["settings"]
+    backbone, patch_size, precision, recompute = LARGEST
+    step = result["largest"]["step"]
+    big = (
+        f"{step['peak_memory_gb']:.1f} GB per rank, {step['median_step_s']:.0f} s a step, "
+        f"{step['halo_bytes'] / 1e6:.0f} MB of halos"
+        if step
+        else "killed for want of memory"
+    )
+    large = f"{backbone}, {patch_size} px, {precision}, recompute {recompute}, two ranks: **{big}**."
     table = [
-        f"| {ranks} | " + " | ".join(f"{px:,}" for px in sizes) + " |"
+        f"| {ranks} | {' | '.join(f'{px:,}' for px in sizes)} |"
         for ranks, sizes in zip(modelled["ranks"], modelled["largest_px"], strict=True)
     ]
-    return "\n".join([
-        "# One patch on several ranks",
-        "",
-        f"`make bench-spatial` at {points['commit']} on {points['date']}: {points['machine']}.",
-        "",
-        "**Measured.** DeepLabV3+, group norm, output stride 16, Adam, batch 1, ranks of one core each: the whole patch on one, "
-        f"and half of it on each of two; medians of {STEPS} steps, largest peak of a rank.",
-        "",
-        "| setting | whole: GB | shared: GB per rank | ratio (bar 0.58) | whole: s | shared: s | of half of whole (bar 1.15) | "
-        "halo MB per rank and step |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        *rows,
-        "",
-        f"{big['backbone']}, **{big['patch_size']} px**, {big['precision']}, recompute {big['recompute']}, two ranks: "
-        f"**{big['peak_memory_gb']:.1f} GB per rank, {big['median_step_s']:.0f} s a step**, "
-        f"{big['halo_bytes'] / 1e6:.0f} MB of halos.",
-        "",
-        "Bytes are those handed over while the step was traced; tests compare them with the computed minimum.",
-        "",
-        f"**Modelled.** The largest patch that ranks can share, a multiple of 256 px, {', recompute '.join(modelled['setting'][1:])}, "
-        f"{modelled['setting'][0]}, by the memory model (`trainer/models/memory/`); stars are what was measured.",
-        "",
-        "![largest patch against ranks](largest.png)",
-        "",
-        "| ranks | " + " | ".join(f"{g} GB" for g in modelled["gigabytes"]) + " |",
-        "| ---: |" + " ---: |" * len(modelled["gigabytes"]),
-        *table,
-        "",
-    ])  # fmt: skip
+    backbone, precision, recompute = modelled["setting"]
+    return f"""# One patch on several ranks
+
+`make bench-spatial`; {about["machine"]}. Commits {about["commit"]} and {modelled["commit"]} (model), {about["date"]}.
+
+**Measured.** DeepLabV3+, group norm, output stride 16, Adam, batch 1, nothing computed again, ranks of one core each:
+a whole patch on one rank, a whole patch on each of two at once (data-parallel), and half of one patch on each of two.
+Medians of {STEPS} steps; the largest peak of a rank; halos as handed over in one step by the rank that sends more.
+
+| setting | whole: GB | shared: GB per rank | ratio | whole: s | two whole: s | shared: s | of half of whole | \
+of half of two whole | halo MB |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+{chr(10).join(map(row, about["ways"]))}
+
+The bars were 0.58 for the ratio of memory at 2048 px, and 1.15 for a shared step against half of a whole one with the
+same two cores in use. Two busy cores of this machine are slower than one alone: where two whole patches fit, the last
+ratio is without that.
+
+{large}
+
+**Modelled.** The largest patch that ranks can share, in multiples of 256 px: {backbone}, {precision}, recompute
+{recompute}, by the memory model (`trainer/models/memory/`), with slabs of at least the largest halo. Stars: measured.
+
+![largest patch against ranks](largest.png)
+
+| ranks | {" | ".join(f"{g} GB" for g in modelled["gigabytes"])} |
+| ---: |{" ---: |" * len(modelled["gigabytes"])}
+{chr(10).join(table)}
+"""
 
 
 def main() -> None:
