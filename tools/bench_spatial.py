@@ -3,7 +3,7 @@
 Every setting is measured whole and shared in turns, each in fresh processes (`trainer/bench/memory_step.py`). What
 patches ranks of some memory can share is modelled from the network's graph. Writes results/spatial/PROCESSOR/; an hour.
 
-  python tools/bench_spatial.py [measure] [model]      one of the two anew, the other stays
+  python tools/bench_spatial.py [settings] [largest] [model]      these anew, the others stay
 """
 
 from __future__ import annotations
@@ -76,9 +76,8 @@ def largest() -> dict[str, Any]:
 def model() -> dict[str, Any]:
     """The largest patch that some ranks of some memory can share."""
     from trainer.config.schema import ModelConfig
-    from trainer.errors import ModelError
     from trainer.models import build_model
-    from trainer.models.halos import check_split
+    from trainer.models.halos import halos_of
     from trainer.models.keras import keras
     from trainer.models.memory import predicted_peak_bytes
 
@@ -91,47 +90,36 @@ def model() -> dict[str, Any]:
         world = {"world_size": ranks, "spatial": ranks}
         return predicted_peak_bytes(network, patch_size, 1, recompute=recompute == "blocks", **options, **world) / 1e9
 
-    def is_thick(patch_size: int, ranks: int) -> bool:
-        try:
-            check_split(network, patch_size, ranks)
-        except ModelError:
-            return False
-        return True
+    def largest(ranks: int) -> list[int]:
+        """For each memory. Nearly all of it grows with the patch's pixels: a line through two sizes; 0 if too thin."""
+        first = max(2048, 512 * ranks)
+        low, high = peak(first, ranks), peak(4 * first, ranks)
+        per_pixel = (high - low) / (15 * first**2)
+        pixels = [max(first**2 + (gigabytes - low) / per_pixel, 0) for gigabytes in GIGABYTES]
+        sizes = [int(n**0.5) // 256 * 256 for n in pixels]
+        return [size if size // ranks >= thinnest else 0 for size in sizes]
 
-    def largest(ranks: int, gigabytes: float) -> int:
-        """Memory grows with the patch's pixels: from two sizes the third is guessed, then made sure of in steps."""
-        first, second = (max(n, -(-288 * ranks // 256) * 256) for n in (1024, 2048))
-        second = max(second, 2 * first)
-        low, high = peak(first, ranks), peak(second, ranks)
-        per_pixel = (high - low) / (second**2 - first**2)
-        guess = int(max(gigabytes - low, 0) / per_pixel + first**2) ** 0.5
-        size = max(256, round(guess / 256) * 256)
-        while peak(size, ranks) <= gigabytes:
-            size += 256
-        while size > 0 and (peak(size, ranks) > gigabytes or not is_thick(size, ranks)):
-            size -= 256
-        return size
-
+    thinnest = max(halo.patch_rows for halo in halos_of(network))
     rows = []
     for ranks in RANKS:
-        rows.append([largest(ranks, gigabytes) for gigabytes in GIGABYTES])
+        rows.append(largest(ranks))
         print(f"{ranks} rank(s): {rows[-1]}", flush=True)
     return {"setting": MODELLED, "gigabytes": GIGABYTES, "ranks": RANKS, "largest_px": rows}
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
+    """The modelled sizes as lines, the measured steps as stars."""
     modelled = result["model"]
     figure, axes = plt.subplots(figsize=(7, 4.4), layout="constrained")
     for column, gigabytes in enumerate(modelled["gigabytes"]):
-        sizes = [row[column] for row in modelled["largest_px"]]
+        sizes = [row[column] or None for row in modelled["largest_px"]]
         axes.plot(modelled["ranks"], sizes, "--o", ms=3, label=f"{gigabytes} GB per rank (modelled)")
     whole_and_shared = [way for ways in result["settings"]["ways"] for name, way in ways.items() if name != "two_whole"]
     for point in filter(None, [*whole_and_shared, result["largest"]["step"]]):
         ranks, size = point["ranks_per_patch"], point["patch_size"]
-        precision = point["precision"].removeprefix("mixed_")
-        label = f"{point['backbone']}, {precision}, {point['peak_memory_gb']:.1f} GB"
-        above = point["backbone"] == "resnet50"
+        label = f"{point['peak_memory_gb']:.1f} GB"
         axes.plot(ranks, size, "k*", ms=9)
+        above = point["backbone"] == "resnet50"
         axes.annotate(label, (ranks, size), (6, 4 if above else -9), textcoords="offset points", fontsize=7)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
@@ -140,7 +128,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes.set_yticks(ticks, ticks)
     axes.set_xlabel("ranks that share a patch")
     axes.set_ylabel("largest patch (px)")
-    axes.set_title(f"lines: {', '.join(modelled['setting'])}; stars: measured, as labelled", fontsize=9)
+    axes.set_title(
+        f"lines: {', '.join(modelled['setting'])}; stars: measured in float32 (below: mobilenetv2)", fontsize=9
+    )
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     for suffix in ("png", "svg"):
@@ -148,6 +138,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def row(ways: dict[str, Any]) -> str:
+    """Of the table: one setting."""
     whole, shared, two = ways["whole"], ways["shared"], ways["two_whole"]
     memory = shared["peak_memory_gb"] / whole["peak_memory_gb"]
     cells = [
@@ -166,6 +157,7 @@ def row(ways: dict[str, Any]) -> str:
 
 
 def render(result: dict[str, Any]) -> str:
+    """The folder's README."""
     modelled, about = result["model"], result["settings"]
     backbone, patch_size, precision, recompute = LARGEST
     step = result["largest"]["step"]
@@ -177,7 +169,7 @@ def render(result: dict[str, Any]) -> str:
     )
     large = f"{backbone}, {patch_size} px, {precision}, recompute {recompute}, two ranks: **{big}**."
     table = [
-        f"| {ranks} | {' | '.join(f'{px:,}' for px in sizes)} |"
+        f"| {ranks} | {' | '.join(f'{px:,}' if px else 'slabs too thin' for px in sizes)} |"
         for ranks, sizes in zip(modelled["ranks"], modelled["largest_px"], strict=True)
     ]
     backbone, precision, recompute = modelled["setting"]
@@ -195,8 +187,7 @@ of half of two whole | halo MB |
 {chr(10).join(map(row, about["ways"]))}
 
 The bars were 0.58 for the ratio of memory at 2048 px, and 1.15 for a shared step against half of a whole one with the
-same two cores in use. Two busy cores of this machine are slower than one alone: where two whole patches fit, the last
-ratio is without that.
+same two cores in use: the last ratio, where two whole patches fit. The machine's speed changes by a fifth between runs.
 
 {large}
 
@@ -220,6 +211,8 @@ def main() -> None:
     for name in sys.argv[1:] or parts:
         result[name] = {**parts[name](), **about}
         replace_content(file, json.dumps(result, indent=1) + "\n")
+    if not parts.keys() <= result.keys():
+        sys.exit(f"{file} lacks {', '.join(parts.keys() - result.keys())}: measure that too for the README and figure")
     draw(result, OUT / "largest")
     replace_content(OUT / "README.md", render(result))
 
