@@ -120,7 +120,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         label = f"{point['peak_memory_gb']:.1f} GB"
         axes.plot(ranks, size, "k*", ms=9)
         above = point["backbone"] == "resnet50"
-        axes.annotate(label, (ranks, size), (6, 4 if above else -9), textcoords="offset points", fontsize=7)
+        axes.annotate(label, (ranks, size), (8, 5 if above else -4), textcoords="offset points", fontsize=7)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     axes.set_xticks(modelled["ranks"], modelled["ranks"])
@@ -129,7 +129,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes.set_xlabel("ranks that share a patch")
     axes.set_ylabel("largest patch (px)")
     axes.set_title(
-        f"lines: {', '.join(modelled['setting'])}; stars: measured in float32 (below: mobilenetv2)", fontsize=9
+        f"lines: {', '.join(modelled['setting'])}; stars: measured in float32 (upper label resnet50, lower mobilenetv2)",
+        fontsize=9,
     )
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
