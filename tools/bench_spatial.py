@@ -9,6 +9,7 @@ patches ranks of some memory can share is modelled from the network's graph. Wri
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -112,7 +113,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     modelled = result["model"]
     figure, axes = plt.subplots(figsize=(7, 4.4), layout="constrained")
     for column, gigabytes in enumerate(modelled["gigabytes"]):
-        sizes = [row[column] or None for row in modelled["largest_px"]]
+        sizes = [row[column] or math.nan for row in modelled["largest_px"]]
         axes.plot(modelled["ranks"], sizes, "--o", ms=3, label=f"{gigabytes} GB per rank (modelled)")
     whole_and_shared = [way for ways in result["settings"]["ways"] for name, way in ways.items() if name != "two_whole"]
     for point in filter(None, [*whole_and_shared, result["largest"]["step"]]):
@@ -129,7 +130,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes.set_xlabel("ranks that share a patch")
     axes.set_ylabel("largest patch (px)")
     axes.set_title(
-        f"lines: {', '.join(modelled['setting'])}\nstars: measured in float32; at 2048 px resnet50, below it mobilenetv2",
+        f"lines: {', '.join(modelled['setting'])}\nstars: float32, measured; 2048 px: resnet50, under it mobilenetv2",
         fontsize=9,
     )
     axes.grid(alpha=0.3)
