@@ -86,7 +86,7 @@ class Window:
     columns: Pair
     """Columns added on the left and on the right."""
     is_same: bool
-    """It moves by one row and one column at a time and looks equally far to all sides: padding `SAME`."""
+    """TensorFlow's padding `SAME` would add the same rows and columns of zeros, to a slab as to the patch."""
 
     @property
     def below(self) -> int:
@@ -108,24 +108,17 @@ def window_of(call: Call, width: int) -> Window:
     else:
         size, strides, dilation = layer.kernel_size, layer.strides, layer.dilation_rate
     extents = [(k - 1) * d + 1 for k, d in zip(size, dilation, strict=True)]
+    # TensorFlow puts the odd row and column at the end; there is a multiple of `stride` rows
+    beyond = (extents[0] - strides[0], (-(-width // strides[1]) - 1) * strides[1] + extents[1] - width)
+    same = tuple((n // 2, n - n // 2) for n in (max(n, 0) for n in beyond))
     if isinstance(layer, DilatedPooling):
         rows, columns = layer.around
-    elif layer.padding == "same":  # TensorFlow puts the odd row and column at the end
-        needed = (
-            max(extents[0] - strides[0], 0),
-            max((-(-width // strides[1]) - 1) * strides[1] + extents[1] - width, 0),
-        )
-        rows, columns = ((n // 2, n - n // 2) for n in needed)
     else:
-        rows, columns = call.zeros
+        rows, columns = same if layer.padding == "same" else call.zeros
     if sum(rows) < extents[0] - strides[0]:
         raise ModelError(f"layer {layer.name} ({type(layer).__name__}) loses rows at the border and cannot be split")
-    is_same = tuple(strides) == (1, 1) and all(
-        2 * before == 2 * after == extent - 1 > 0
-        for (before, after), extent in zip((rows, columns), extents, strict=True)
-    )
     left, right = columns
-    return Window(extents[0], strides[0], rows[0], (left, right), is_same)
+    return Window(extents[0], strides[0], rows[0], (left, right), is_same=(tuple(rows), (left, right)) == same)
 
 
 @dataclass(frozen=True)

@@ -200,12 +200,16 @@ class Slab:
         x, first, last = _edges(x, window.below, window.above)
         above, below = self._swapped(first, last)
         y = convolve(x, "SAME")
-        zeros = window.extent - 1
-        if not self._is_top:
+        # A slab that gets nothing adds zeros if it has nothing else of this exchange to use.
+        if window.above and not (self._is_top and window.below):
+            num_rows = -(-window.above // window.stride)
+            zeros = (num_rows - 1) * window.stride + window.extent - window.above
             y = _plus_rows(y, convolve(_with_columns(_with_zeros(above, 0, zeros), window), "VALID"), 0)
-        if not self._is_bottom:
+        if window.below and not (self._is_bottom and window.above):
+            num_rows = -(-window.below // window.stride)
+            zeros = num_rows * window.stride + window.above
             rows = convolve(_with_columns(_with_zeros(below, zeros, 0), window), "VALID")
-            y = _plus_rows(y, rows, y.shape[1] - window.below)
+            y = _plus_rows(y, rows, y.shape[1] - num_rows)
         return y
 
     def _swapped(self, first: tf.Tensor, last: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
