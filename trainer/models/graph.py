@@ -6,10 +6,11 @@ The model itself is left alone, so checkpoints, prediction and the order of vari
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from trainer.models.deeplab import ResizeLike
 from trainer.models.keras import keras, tf
 
 Pair = tuple[int, int]
@@ -45,7 +46,7 @@ def forward_of(
     Args:
       change: another list of calls with the same result.
     """
-    calls = change(calls_of(model)[0])
+    calls = change(calls_of(model))
 
     @tf.autograph.experimental.do_not_convert  # nothing in it depends on a tensor's value
     def forward(images: tf.Tensor) -> tf.Tensor:
@@ -57,15 +58,14 @@ def forward_of(
     return forward
 
 
-def calls_of(model: keras.Model) -> tuple[list[Call], set[int]]:
-    """The layers that the output needs, depth first, and the tensors that models inside it hand out.
+def calls_of(model: keras.Model) -> list[Call]:
+    """The layers that the output needs, depth first.
 
     Args:
       model: functional, one input (whose number is its `id`), one output, each layer called once; models inside it
         are walked into.
     """
     calls: dict[int, Call] = {}
-    handed_out: set[int] = set()
     same: dict[int, int] = {}
 
     def name(tensor: Any) -> int:
@@ -80,12 +80,11 @@ def calls_of(model: keras.Model) -> tuple[list[Call], set[int]]:
                 same.update(zip(map(id, layer.inputs), map(name, tf.nest.flatten(inputs)), strict=True))
                 walk(layer)
                 same.update(zip(map(id, tf.nest.flatten(outputs)), map(name, layer.outputs), strict=True))
-                handed_out.update(map(name, layer.outputs))
             else:
                 calls[id(outputs)] = Call(layer, tf.nest.map_structure(name, inputs), id(outputs))
 
     walk(model)
-    return _depth_first(calls, name(model.output)), handed_out
+    return _depth_first(calls, name(model.output))
 
 
 def _depth_first(calls: dict[int, Call], output: int) -> list[Call]:
@@ -101,6 +100,31 @@ def _depth_first(calls: dict[int, Call], output: int) -> list[Call]:
             ordered[call.output] = call
             stack.pop()
     return list(ordered.values())
+
+
+def strides_of(calls: Sequence[Call], image: int) -> dict[int, int]:
+    """Pixels of the image per pixel of each map, along a side; 0 where there is one value per patch.
+
+    Args:
+      image: the number of the calls' input.
+    """
+    strides = {image: 1}
+    for call in calls:
+        layer, before = call.layer, [strides[i] for i in tf.nest.flatten(call.inputs)]
+        if isinstance(layer, keras.layers.GlobalAveragePooling2D):
+            strides[call.output] = 0
+        elif isinstance(layer, ResizeLike):
+            strides[call.output] = before[1]
+        else:
+            strides[call.output] = max(before) * getattr(layer, "strides", (1, 1))[0]
+    return strides
+
+
+def sizes_of(calls: Sequence[Call], image: int) -> dict[int, float]:
+    """Bytes per pixel of the image of what each call makes; 0 for one value per patch. By `Call.output`."""
+    strides = strides_of(calls, image)
+    width = {call.output: call.layer.output_shape[-1] * tf.as_dtype(call.layer.compute_dtype).size for call in calls}
+    return {i: width[i] / strides[i] ** 2 if strides[i] else 0.0 for i in width}
 
 
 def padding_joined(calls: list[Call]) -> list[Call]:

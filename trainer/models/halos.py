@@ -5,14 +5,13 @@ Only rows are split: a slab's rows lie together in memory, and a rank has two ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from trainer.errors import ModelError
 from trainer.models.deeplab import Atrous, Classifier, ResizeLike
 from trainer.models.dilation import DilatedPooling
-from trainer.models.graph import Call, Pair, calls_of, padding_joined
+from trainer.models.graph import Call, Pair, calls_of, padding_joined, strides_of
 from trainer.models.keras import keras, tf
 from trainer.models.noise import Noise
 from trainer.models.norms import FrozenBatchNorm, GroupNorm, SyncBatchNorm
@@ -155,11 +154,13 @@ def halos_of(model: keras.Model) -> list[Halo]:
     Raises:
       ModelError: names a layer that cannot be split.
     """
-    strides, learned = {id(model.input): 1}, {id(model.input): False}  # stride 0: one value per patch
-    channels = {id(model.input): model.input.shape[-1]}
-    halos = []
-    for call in padding_joined(calls_of(model)[0]):
+    calls = padding_joined(calls_of(model))
+    for call in calls:
         _require_known(call)
+    image = id(model.input)
+    strides, learned, channels = strides_of(calls, image), {image: False}, {image: model.input.shape[-1]}
+    halos = []
+    for call in calls:
         layer, inputs = call.layer, tf.nest.flatten(call.inputs)
         stride = max(strides[i] for i in inputs)
         above = below = 0
@@ -173,19 +174,9 @@ def halos_of(model: keras.Model) -> list[Halo]:
             width = tf.as_dtype(layer.compute_dtype).size
             first = inputs[0]
             halos.append(Halo(layer.name, above, below, stride, channels[first], width, learned[first]))
-        strides[call.output] = _stride_after(layer, [strides[i] for i in inputs])
         learned[call.output] = bool(layer.trainable_variables) or any(learned[i] for i in inputs)
         channels[call.output] = layer.output_shape[-1]
     return halos
-
-
-def _stride_after(layer: keras.layers.Layer, strides: Sequence[int]) -> int:
-    if isinstance(layer, keras.layers.GlobalAveragePooling2D):
-        return 0
-    if isinstance(layer, ResizeLike):
-        return strides[1]
-    own = layer.strides[0] if isinstance(layer, (*CONVOLUTIONS, *POOLINGS[:2])) else 1
-    return own * max(strides)
 
 
 def check_split(model: keras.Model, patch_size: int, parts: int) -> None:

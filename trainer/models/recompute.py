@@ -6,14 +6,19 @@ model is not changed; this module only calls its layers in another way.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
-from trainer.models.graph import Apply, Call, call_layer, calls_of
+from trainer.models.graph import Apply, Call, call_layer, calls_of, sizes_of
 from trainer.models.keras import keras, tf
 
-_CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D)
-_MIN_CONVOLUTIONS = 3  # in a segment: a bottleneck of a resnet, an inverted residual, two units of a densenet
-_MIN_CONVOLUTIONS_OF_HEAD = 2  # a separable convolution: the decoder's maps, at 1/4, are the largest of all
+_NEEDS_NO_INPUT = (keras.layers.ReLU, keras.layers.Add, keras.layers.Concatenate)
+"""Layers whose gradient is made from their output, or from nothing."""
+_GRADIENTS = 3
+"""Maps of the size of a segment's largest that are made on the way back: two gradients, and a norm's sums."""
+_OF_DILATED = 1.5
+"""TensorFlow computes a dilated convolution on a copy of the map with zeros around it, and keeps that."""
 Run = Callable[..., list[tf.Tensor]]
 Wrap = Callable[[Run], Run]
 
@@ -33,14 +38,13 @@ def recomputing(
     Returns:
       images [B, H, W, 3] -> logits [B, H, W, num_classes].
     """
-    calls, handed_out = calls_of(model)
-    calls = change(calls)
-    segments = _segments(calls, handed_out)
+    calls = change(calls_of(model))
+    segments = _segments(calls, sizes_of(calls, id(model.input)))
     image, logits = id(model.input), calls[-1].output
 
     @tf.autograph.experimental.do_not_convert  # nothing in it depends on a tensor's value
     def forward(images: tf.Tensor) -> tf.Tensor:
-        values = {image: tf.cast(images, model.input.dtype)}
+        values = {image: images}
         for n, segment in enumerate(segments):
             later = {logits, *(i for s in segments[n + 1 :] for call in s for i in tf.nest.flatten(call.inputs))}
             # The backward pass begins with the last segment: to forget it would free nothing.
@@ -61,12 +65,17 @@ def _run(
     given = [i for i in made if i in later]
 
     def run(*inputs: tf.Tensor) -> list[tf.Tensor]:
-        inside = dict(zip(taken, inputs, strict=True))
+        inside = {i: _as_numbers(x) for i, x in zip(taken, inputs, strict=True)}
         for call in segment:
             inside[call.output] = apply(call, tf.nest.map_structure(inside.__getitem__, call.inputs))
         return [inside[i] for i in given]
 
     return dict(zip(given, wrap(run)(*[values[i] for i in taken]), strict=True))
+
+
+def _as_numbers(x: tf.Tensor) -> tf.Tensor:
+    """The image is kept as bytes."""
+    return tf.cast(x, tf.float32) if x.dtype.is_integer else x
 
 
 def _as_it_is(run: Run) -> Run:
@@ -84,34 +93,87 @@ def _forgetful(run: Run) -> Run:
         def gradient(*d_outputs: tf.Tensor, variables: Sequence[tf.Variable] = ()):
             with tf.control_dependencies(d_outputs):  # else all segments would be computed again at once
                 again = [tf.identity(x) for x in inputs]
+            learned = [x for x in again if x.dtype.is_floating]
             with tf.GradientTape() as tape:
-                tape.watch(again)
+                tape.watch(learned)
                 outputs = run(*again)
-            return tape.gradient(outputs, (again, list(variables)), d_outputs)
+            d_learned, d_variables = tape.gradient(outputs, (learned, list(variables)), d_outputs)
+            return [d_learned.pop(0) if x.dtype.is_floating else None for x in again], d_variables
 
         return run(*inputs), gradient
 
     return forward
 
 
-def _segments(calls: list[Call], handed_out: set[int]) -> list[list[Call]]:
-    """Cut where one tensor passes and a few convolutions have gone before.
+def _segments(calls: list[Call], sizes: dict[int, float]) -> list[list[Call]]:
+    """Cut so that the backward pass holds as little as possible at a time.
 
-    What the backbone hands to the decoder passes many cuts; it is kept in any case and does not count. All up to the
-    first such map, at 1/4, is one segment: when it is computed again all others are done with, so its inside has
-    their room, while maps of that size between segments would be kept all the time (0.4 GB at 2048 px, resnet50).
+    While a segment is computed again, there is what passes between the segments before it, and its own inside. What is
+    computed again does not depend on the cuts, but for the last segment, which is not: it is as long as that allows.
+
+    Args:
+      sizes: bytes, in any unit, of what each call makes, by `Call.output`.
     """
-    ends = [at for at, call in enumerate(calls) if call.output in handed_out]
-    low_level, deepest = (ends[0], ends[-1]) if ends else (0, len(calls))
+    insides = [_insides(calls, sizes, stop) for stop in range(len(calls) + 1)]
+    passing = _passing(calls)
+    kept = [[sum(sizes[i] for i in after - before) for before in passing] for after in passing]
+    low, high = 0.0, insides[-1][0]
+    while high - low > 0.01 * high:  # within 1 % of the least
+        middle = (low + high) / 2
+        low, high = (low, middle) if _stops(insides, kept, middle) else (middle, high)
+    stops = [0, *(_stops(insides, kept, high) or [len(calls)])]
+    return [calls[start:stop] for start, stop in pairwise(stops)]
+
+
+def _stops(insides: list[list[float]], kept: list[list[float]], limit: float) -> list[int] | None:
+    """Where segments end of which none needs more than the limit, and the last begins as early as that allows.
+
+    Args:
+      insides: of the calls from `start` to `stop`, as [stop][start].
+      kept: what has to be kept at `stop` beside what was at `start`, as [stop][start].
+    """
+    whole = len(insides) - 1
+    least: list[float | None] = [0.0] + [None] * whole  # that is kept before a segment that starts there
+    previous = [0] * (whole + 1)
+    for stop in range(1, whole + 1):
+        for start in range(stop - 1, -1, -1):
+            if insides[stop][start] > limit:
+                break
+            before, least_after = least[start], least[stop]
+            if before is not None and before + insides[stop][start] <= limit:
+                after = before + kept[stop][start]
+                if stop == whole or least_after is None or after < least_after:
+                    least[stop], previous[stop] = after, start
+    if least[whole] is None:
+        return None
+    stops = [whole]
+    while previous[stops[-1]]:
+        stops.append(previous[stops[-1]])
+    return stops[::-1]
+
+
+def _passing(calls: list[Call]) -> list[set[int]]:
+    """Between which calls a tensor passes: at n those that the first n calls make and later ones take."""
     last_use = {i: at for at, call in enumerate(calls) for i in tf.nest.flatten(call.inputs)}
-    segments: list[list[Call]] = [[]]
-    alive: set[int] = set()
+    passing: list[set[int]] = [set()]
     for at, call in enumerate(calls):
-        segments[-1].append(call)
-        alive = {i for i in alive | {call.output} if last_use.get(i, -1) > at}
-        num_convolutions = sum(isinstance(c.layer, _CONVOLUTIONS) for c in segments[-1])
-        enough = _MIN_CONVOLUTIONS_OF_HEAD if at > deepest else _MIN_CONVOLUTIONS
-        is_cut = at >= low_level and len(alive - handed_out) <= 1 and num_convolutions >= enough
-        if is_cut and at + 1 < len(calls):
-            segments.append([])
-    return segments
+        passing.append({i for i in passing[-1] | {call.output} if last_use.get(i, -1) > at})
+    return passing
+
+
+def _insides(calls: list[Call], sizes: dict[int, float], stop: int) -> list[float]:
+    """What the calls from each start up to `stop` hold while they are computed again and their gradients are made."""
+    readers = defaultdict(list)
+    for call in calls:
+        for i in tf.nest.flatten(call.inputs):
+            readers[i].append(call.layer)
+    kept, largest, insides = 0.0, 0.0, []
+    for call in reversed(calls[:stop]):
+        if not all(isinstance(layer, _NEEDS_NO_INPUT) for layer in readers[call.output]):
+            kept += sizes[call.output]
+        kept += max(len(readers[call.output]) - 1, 0) * sizes[call.output]  # gradients that wait to be added up
+        if max(getattr(call.layer, "dilation_rate", (1, 1))) > 1:
+            kept += _OF_DILATED * sizes.get(call.inputs, 0.0)
+        largest = max(largest, sizes[call.output])
+        insides.append(kept + _GRADIENTS * largest)
+    return insides[::-1]
