@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,13 @@ def rank_memory_bytes(configured_gb: float | None, local_size: int) -> int:
     if configured_gb is not None:
         return int(configured_gb * 1e9)
     return min([psutil.virtual_memory().total, *_cgroup_limits()]) // local_size
+
+
+def give_back_free_memory() -> None:
+    """Hand free memory that the C library keeps between blocks in use back to the system; where there is glibc."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
 
 
 def _cgroup_limits() -> list[int]:
