@@ -92,21 +92,14 @@ def roc_auc(negative: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
 def metrics_of(sums: Sums, class_names: tuple[str, ...]) -> dict[str, object]:
     """Accuracy, IoU, Dice and AUC from the sums of a whole evaluation.
 
-    Classes that occur neither in truth nor in prediction have no IoU or Dice (None) and do not enter the means. For
-    two classes, `dice` is that of the second and `auc` that of its probability; for more, both are means over classes.
+    `auc` is that of the second of two classes, as Dice in `pixel_scores`; for more, the mean over classes.
     """
-    cm = sums.confusion.astype(np.float64)
-    hit, truth, predicted = np.diag(cm), cm.sum(axis=1), cm.sum(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        iou, dice = hit / (truth + predicted - hit), 2 * hit / (truth + predicted)
+    iou, dice = _overlap(sums.confusion)
     auc, bound = np.array([roc_auc(*h) for h in sums.histogram]).T
-    one = slice(1, 2) if len(class_names) == 2 else slice(None)
     return {
-        "accuracy": _number(hit.sum() / max(cm.sum(), 1)),
-        "miou": _mean(iou),
-        "dice": _mean(dice[one]),
-        "auc": _mean(auc[one]),
-        "auc_error_bound": _mean(bound[one]),
+        **pixel_scores(sums.confusion),
+        "auc": _second_or_mean(auc),
+        "auc_error_bound": _second_or_mean(bound),
         "class_iou": {n: _number(v) for n, v in zip(class_names, iou, strict=True)},
         "class_dice": {n: _number(v) for n, v in zip(class_names, dice, strict=True)},
         "confusion": sums.confusion.tolist(),
@@ -115,10 +108,35 @@ def metrics_of(sums: Sums, class_names: tuple[str, ...]) -> dict[str, object]:
     }
 
 
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+def pixel_scores(confusion: np.ndarray) -> dict[str, float | None]:
+    """Accuracy, mean IoU and Dice of [C, C] counts of pixels, [truth, prediction]; None where there are no pixels.
+
+    Classes that occur neither in truth nor in prediction have no IoU or Dice (None) and do not enter the means. For
+    two classes, `dice` is that of the second; for more, the mean over classes.
+    """
+    iou, dice = _overlap(confusion)
+    pixels = confusion.sum()
+    accuracy = float(np.trace(confusion) / pixels) if pixels else None
+    return {"accuracy": accuracy, "miou": mean_of_known(iou), "dice": _second_or_mean(dice)}
 
 
-def _mean(values: np.ndarray) -> float | None:
+def mean_of_known(values: np.ndarray) -> float | None:
+    """The mean of what is not NaN; None where nothing is left."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else None
+
+
+def _overlap(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """IoU and Dice of each class, NaN where it never occurs."""
+    cm = confusion.astype(np.float64)
+    hit, truth, predicted = np.diag(cm), cm.sum(axis=1), cm.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return hit / (truth + predicted - hit), 2 * hit / (truth + predicted)
+
+
+def _second_or_mean(values: np.ndarray) -> float | None:
+    return mean_of_known(values[1:] if len(values) == 2 else values)
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
