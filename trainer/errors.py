@@ -43,7 +43,7 @@ class ConfigError(WidefieldError):
 
 
 class DataError(WidefieldError):
-    """The manifest, a data directory or the split of a data set cannot be used."""
+    """The manifest, a data directory, the split of a data set, or scores of its slides cannot be used."""
 
     kind = "DataError"
 
