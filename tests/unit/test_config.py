@@ -58,6 +58,9 @@ def test_the_resolved_configuration_reads_back_to_the_same_object(file: Path, tm
         ("seed", "key.path=value"),
         ("data.classes.1.name=normal", "given twice"),
         ("split.val_centres=[a]", "train_centres and val_centres together"),
+        ("split.fold=2", "give fold and folds together"),
+        ("split={folds: 5, fold: 6}", "no fold 6 of 5"),
+        ("split={folds: 5, fold: 1, train_centres: [a], val_centres: [b]}", "both say who validates"),
         ("index.resolution={level: 0, mpp: 0.5}", "exactly one of level and mpp"),
         ("index.resolution.level=-1", "index.resolution.level"),
         ("index.tissue.saturation=1.5", "index.tissue.saturation"),
@@ -117,8 +120,9 @@ def test_batch_norm_with_few_patches_warns_and_depends_on_the_world_size(file: P
 
 def test_settings_without_effect_are_warned_of(file: Path) -> None:
     overrides = ["index.positions=random", "index.overlap=0.5", "stores.path=/patches"]
-    warnings = check_rules(load_config(file, overrides))
-    assert [w.split(" has no effect")[0] for w in warnings] == ["index.overlap", "stores.path"]
+    folds = ["split.folds=5", "split.fold=1", "split.val_fraction=0.3"]
+    warnings = check_rules(load_config(file, overrides + folds))
+    assert [w.split(" has no effect")[0] for w in warnings] == ["split.val_fraction", "index.overlap", "stores.path"]
 
 
 @pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("configs/*.yaml")), ids=lambda p: p.stem)

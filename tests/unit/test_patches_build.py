@@ -72,7 +72,7 @@ def test_index_is_the_same_to_the_byte_on_any_number_of_ranks(cohort: Path) -> N
     config = run_config(cohort)
     files = []
     for world_size in (1, 2, 3, 7):
-        shutil.rmtree(parts_folder(path_of(config)), ignore_errors=True)
+        shutil.rmtree(parts_folder(config, path_of(config)), ignore_errors=True)
         indices = on_ranks(world_size, partial(build_on, config, world_size))
         for rank, index in enumerate(indices):
             write_index(index, cohort / f"{world_size}-{rank}")
@@ -230,7 +230,7 @@ def test_real_slide_with_a_mask_is_indexed_and_read(fixtures: Path, tmp_path: Pa
 def test_indexing_goes_on_after_a_stop_and_does_only_what_is_new(cohort: Path) -> None:
     config = run_config(cohort)
     whole = (build(config), path_of(config).read_bytes())[1]
-    parts = sorted(parts_folder(path_of(config)).iterdir())
+    parts = sorted(parts_folder(config, path_of(config)).iterdir())
     assert len(parts) == 5
     parts[2].unlink()
     kept = {p: p.stat().st_mtime_ns for p in parts if p.exists()}
@@ -239,7 +239,7 @@ def test_indexing_goes_on_after_a_stop_and_does_only_what_is_new(cohort: Path) -
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
     asap(cohort / "0.xml", ("_0", square(0, 0, 64)))  # another drawing: that slide is done anew
     index = build(config)
-    assert len(list(parts_folder(path_of(config)).iterdir())) == 6
+    assert len(list(parts_folder(config, path_of(config)).iterdir())) == 6
     assert index.label_fractions[index.rows_of(0, 64)][0].tolist() == [0, 0, 1]
 
 
@@ -247,12 +247,25 @@ def test_tasks_of_a_job_array_together_leave_what_one_run_leaves(cohort: Path) -
     config = run_config(cohort)
     build(config)
     whole = path_of(config).read_bytes()
-    shutil.rmtree(parts_folder(path_of(config)))
+    shutil.rmtree(parts_folder(config, path_of(config)))
     for task in range(3):
         do_jobs(jobs_of(config, path_of(config))[task::3])
     done: list[Any] = []
     build_index(config, path_of(config), run=lambda job, jobs: [done.append(j) or job(j) for j in jobs])
     assert path_of(config).read_bytes() == whole and len(done) == 5
+
+
+def test_runs_that_share_a_folder_index_a_slide_once_whichever_side_it_is_on(cohort: Path) -> None:
+    def fold(number: int, **index: Any) -> Config:
+        split = {"folds": 4, "fold": number}
+        return run_config(cohort, index=index, index_parts=cohort / "parts", split=split)
+
+    for number in (1, 2, 3, 4):
+        build_index(fold(number), cohort / f"{number}" / "index.parquet")
+    assert len(list((cohort / "parts").iterdir())) == 5
+    build_index(fold(1, overlap=0.5), cohort / "5" / "index.parquet")
+    build_index(fold(2, overlap=0.5), cohort / "6" / "index.parquet")
+    assert len(list((cohort / "parts").iterdir())) == 5 + 7, "two slides have changed sides, where sides differ"
 
 
 def test_random_positions_are_seeded_drawn_per_class_and_for_training_only(cohort: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.config.schema import Config
+from trainer.config.schema import Config, SplitConfig
 from trainer.errors import ConfigError
 
 
@@ -94,6 +94,8 @@ def _idle_settings(config: Config, world_size: int) -> list[str]:
         )
     if config.split.train_centres and config.split.by != "centre":
         warnings.append("split.by has no effect where train_centres and val_centres are given")
+    if config.split.folds and config.split.val_fraction != SplitConfig().val_fraction:
+        warnings.append("split.val_fraction has no effect where split.folds is given")
     grid_only = [name for name in ("overlap", "max_per_slide") if getattr(config.index, name)]
     if config.index.positions == "random" and grid_only:
         warnings.append(f"index.{grid_only[0]} has no effect with index.positions=random")

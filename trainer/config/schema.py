@@ -135,6 +135,11 @@ class SplitConfig(Section):
     train_centres: tuple[str, ...] = ()
     val_centres: tuple[str, ...] = ()
     """Centres that validate; given together with train_centres, they replace val_fraction."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Cross-validation: groups are dealt out to so many folds, those that the manifest has on train or val too; test
+    stays test. Replaces val_fraction; `widefield crossval` trains a run for each fold."""
+    fold: Positive | None = None
+    """The fold that validates, from 1 to folds."""
 
     @model_validator(mode="after")
     def _centres_are_disjoint(self) -> SplitConfig:
@@ -143,6 +148,16 @@ class SplitConfig(Section):
             raise ValueError(f"centre {', '.join(both)} is in both train_centres and val_centres")
         if bool(self.train_centres) != bool(self.val_centres):
             raise ValueError("give train_centres and val_centres together, or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _a_fold_is_one_of_several(self) -> SplitConfig:
+        if (self.folds is None) != (self.fold is None):
+            raise ValueError("give fold and folds together, or neither")
+        if self.folds and self.train_centres:
+            raise ValueError("folds and train_centres both say who validates: set train_centres and val_centres to []")
+        if self.folds and self.fold and self.fold > self.folds:
+            raise ValueError(f"there is no fold {self.fold} of {self.folds}: they count from 1")
         return self
 
 
@@ -416,6 +431,8 @@ class Config(Section):
     data: DataConfig
     index_file: Path | None = None
     """Parquet file of the patch index: used when its settings match, else built there; None: inside `output`."""
+    index_parts: Path | None = None
+    """Folder that keeps the patches of single slides, which several indexes may share; None: beside the index."""
     index: IndexConfig = IndexConfig()
     split: SplitConfig = SplitConfig()
     sampling: SamplingConfig = SamplingConfig()

@@ -103,7 +103,7 @@ def _tissue(number: int, index: PatchIndex, config: Config, index_path: Path, sl
     """The mask that indexing kept; found again where somebody has deleted it."""
     if config.index.min_tissue_fraction == 0:
         return None
-    kept = part_path(parts_folder(index_path), index.slides[number], config)
+    kept = part_path(parts_folder(config, index_path), index.slides[number], config)
     if kept.exists():
         return read_part(kept).tissue
     return find_tissue(slide, l0_length(min(index.patch_sizes), index.infos[number].downsample), config.index.tissue)

@@ -49,6 +49,8 @@ def _tissue(index: IndexConfig) -> list[tuple[str, str]]:
 def _split(split: SplitConfig) -> str:
     if split.val_centres:
         return f"centres {', '.join(split.val_centres)} validate"
+    if split.folds:
+        return f"by {split.by}, fold {split.fold} of {split.folds} validates"
     return f"by {split.by}, {split.val_fraction:.0%} validate"
 
 

@@ -1,8 +1,8 @@
 """Build the patch index: the slides are shared out, each slide's patches go to a file, one index is made of them.
 
-The files (`<index>.parts/`) are named by what they were made from: a stopped run goes on where it was, a data set with
-one more slide indexes that one, and the tasks of a job array fill the folder side by side. No rank stops alone: what
-is wrong with a slide travels with the results, and after the gather all ranks raise the same error.
+The files (`index_parts`, else `<index>.parts/`) are named by what they were made from: a stopped run goes on where it
+was, a data set with one more slide indexes that one, and the tasks of a job array fill the folder side by side. No rank
+stops alone: what is wrong with a slide travels with the results, and after the gather all ranks raise the same error.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ Run = Callable[[Callable[[Job], Outcome], Sequence[Job]], Iterable[Outcome]]
 """How the jobs of one rank are done: `map`, or that of a pool of processes; in any order."""
 
 
-def parts_folder(path: Path) -> Path:
+def parts_folder(config: Config, path: Path) -> Path:
     """Where the patches of single slides are kept for the index at `path`."""
-    return path.with_name(f"{path.name}.parts")
+    return config.index_parts or path.with_name(f"{path.name}.parts")
 
 
 def records_with_splits(config: Config) -> list[SlideRecord]:
@@ -97,9 +97,11 @@ def raise_failures(outcomes: Sequence[Outcome], config: Config) -> tuple[str, ..
 
 def jobs_of(config: Config, path: Path) -> list[Job]:
     """All slides that are to be indexed for the index at `path`; makes the folder for their patches."""
-    parts_folder(path).mkdir(parents=True, exist_ok=True)
+    parts = parts_folder(config, path)
+    parts.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     records = records_with_splits(config)
-    return [Job(n, r, config, parts_folder(path)) for n, r in enumerate(records) if r.split != UNUSED]
+    return [Job(n, r, config, parts) for n, r in enumerate(records) if r.split != UNUSED]
 
 
 def build_index(

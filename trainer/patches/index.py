@@ -114,7 +114,7 @@ def fingerprint(config: Config) -> str:
 def fingerprint_of(config: Config, records: list[SlideRecord]) -> str:
     """The same for records that are loaded already."""
     settings = slide_settings(config) | {
-        "split": config.split.model_dump(mode="json"),
+        "split": config.split.model_dump(mode="json", exclude_none=True),
         "max_unreadable_fraction": config.index.max_unreadable_fraction,
         "records": [asdict_json(r) for r in records],
         "files": [[_file_state(r.slide), _file_state(r.annotation)] for r in records],

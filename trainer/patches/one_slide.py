@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.config.schema import Config
+from trainer.config.schema import Config, IndexConfig
 from trainer.errors import DataError
 from trainer.patches.grid import grid_points
 from trainer.patches.index import SlideInfo, asdict_json, digest, slide_settings
@@ -142,15 +142,21 @@ def _stains(record: SlideRecord, slide: Slide, l0_points: np.ndarray, downsample
 def part_path(folder: Path, record: SlideRecord, config: Config) -> Path:
     """Where the patches of a slide are kept: the name says what they were made from.
 
-    Equal contents of slide and annotation, equal settings and equal side (training or not): equal name.
+    Equal contents of slide and annotation, equal settings and, where it matters to positions, equal side (training or
+    not): equal name.
     """
     made_from = slide_settings(config) | {
         "slide": slide_hash(record.slide),
         "annotation": slide_hash(record.annotation) if record.annotation else "",
         "mpp": record.mpp,
-        "trains": record.split == "train",
+        "trains": record.split == "train" or not _sides_differ(config.index),
     }
     return folder / f"{record.slide.stem}-{digest(made_from)[:20]}.npz"
+
+
+def _sides_differ(settings: IndexConfig) -> bool:
+    """Whether a slide has other patches in training than in validation."""
+    return settings.positions == "random" or settings.overlap > 0 or settings.max_per_slide is not None
 
 
 def write_part(part: SlidePatches, path: Path) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 
 from trainer.config.schema import SplitConfig
 from trainer.errors import DataError
+from trainer.patches.folds import Group, deal_folds, name_hash
 from trainer.slides.dataset import SlideRecord
 
 UNUSED = "unused"
@@ -23,12 +23,17 @@ def assign_splits(records: Sequence[SlideRecord], config: SplitConfig, seed: int
     annotation, so that both sides get of both where there are enough. The order of records does not matter, nor
     does the folder the data lies in as long as file names differ.
 
+    With `folds` each group validates in exactly one fold, see `deal_folds`. 'train' and 'val' in the manifest are one
+    answer to the question that folds answer anew, so these groups take part; 'test' is kept out of all folds.
+
     Raises:
       DataError: explicit splits that part a group; or a side that would be empty.
     """
     keys = [_group(record, config.by) for record in records]
     splits = _explicit_splits(records, keys, config.by)
-    if config.train_centres:
+    if config.folds:
+        splits = _by_fold(records, keys, splits, config, seed)
+    elif config.train_centres:
         splits = _by_centre(records, keys, splits, config)
     else:
         splits |= _drawn(records, keys, splits, config.val_fraction, seed)
@@ -37,16 +42,13 @@ def assign_splits(records: Sequence[SlideRecord], config: SplitConfig, seed: int
     return assigned
 
 
-def _group(record: SlideRecord, by: str) -> tuple[str, str]:
-    """(name, path): the path is empty for patients and centres and tells apart slides of the same file name."""
+def _group(record: SlideRecord, by: str) -> Group:
     name = {"patient": record.patient, "centre": record.centre, "slide": ""}[by]
     return (name, "") if name else (record.slide.name, str(record.slide))
 
 
-def _explicit_splits(
-    records: Sequence[SlideRecord], keys: Sequence[tuple[str, str]], by: str
-) -> dict[tuple[str, str], str]:
-    splits: dict[tuple[str, str], str] = {}
+def _explicit_splits(records: Sequence[SlideRecord], keys: Sequence[Group], by: str) -> dict[Group, str]:
+    splits: dict[Group, str] = {}
     for record, key in zip(records, keys, strict=True):
         if record.split and splits.setdefault(key, record.split) != record.split:
             raise DataError(
@@ -57,12 +59,30 @@ def _explicit_splits(
     return splits
 
 
+def _by_fold(
+    records: Sequence[SlideRecord],
+    keys: Sequence[Group],
+    explicit: dict[Group, str],
+    config: SplitConfig,
+    seed: int,
+) -> dict[Group, str]:
+    """'val' for the groups of the fold, 'test' where the manifest says so, 'train' for all others."""
+    splits = {key: split for key, split in explicit.items() if split == "test"}
+    groups: dict[Group, list[SlideRecord]] = defaultdict(list)
+    for record, key in zip(records, keys, strict=True):
+        if key not in splits:
+            groups[key].append(record)
+    assert config.folds
+    dealt = deal_folds(groups, config.folds, seed)
+    return splits | {key: "val" if fold == config.fold else "train" for key, fold in dealt.items()}
+
+
 def _by_centre(
     records: Sequence[SlideRecord],
-    keys: Sequence[tuple[str, str]],
-    explicit: dict[tuple[str, str], str],
+    keys: Sequence[Group],
+    explicit: dict[Group, str],
     config: SplitConfig,
-) -> dict[tuple[str, str], str]:
+) -> dict[Group, str]:
     sides = dict.fromkeys(config.train_centres, "train") | dict.fromkeys(config.val_centres, "val")
     splits = dict(explicit)
     for record, key in zip(records, keys, strict=True):
@@ -78,16 +98,16 @@ def _by_centre(
 
 def _drawn(
     records: Sequence[SlideRecord],
-    keys: Sequence[tuple[str, str]],
-    explicit: dict[tuple[str, str], str],
+    keys: Sequence[Group],
+    explicit: dict[Group, str],
     val_fraction: float,
     seed: int,
-) -> dict[tuple[str, str], str]:
+) -> dict[Group, str]:
     """'train' or 'val' for every group without an explicit split."""
-    is_annotated: dict[tuple[str, str], bool] = defaultdict(bool)
+    is_annotated: dict[Group, bool] = defaultdict(bool)
     for record, key in zip(records, keys, strict=True):
         is_annotated[key] |= record.annotation is not None
-    free = sorted((k for k in is_annotated if k not in explicit), key=lambda k: (_hash(seed, k[0]), k))
+    free = sorted((k for k in is_annotated if k not in explicit), key=lambda k: (name_hash(seed, k[0]), k))
     annotated, plain = [k for k in free if is_annotated[k]], [k for k in free if not is_annotated[k]]
     given = list(explicit.values())
     num_wanted = _num_val(len(free) + given.count("train") + given.count("val"), val_fraction) - given.count("val")
@@ -108,10 +128,6 @@ def _num_annotated_val(num_annotated: int, num_plain: int, num_val: int) -> int:
     share = round(num_val * num_annotated / (num_annotated + num_plain))
     share = min(max(share, 1), num_annotated - 1)  # 0 of 1: the only one must be learnt from
     return max(share, num_val - num_plain)
-
-
-def _hash(seed: int, name: str) -> str:
-    return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
 
 
 def _check_sides(assigned: Sequence[str], records: Sequence[SlideRecord], config: SplitConfig) -> None:
