@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from pathlib import Path
 
 
 class WidefieldError(Exception):
@@ -109,9 +108,6 @@ class StoppedBySignal(Exception):
 
     EXIT_CODE = 75
     """EX_TEMPFAIL of sysexits.h: "the user is invited to retry". Job scripts requeue on it."""
-
-    def __init__(self, run: Path, step: int, total_steps: int) -> None:
-        super().__init__(f"stopped by a signal after step {step} of {total_steps}; widefield train --resume {run}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

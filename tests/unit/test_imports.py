@@ -18,7 +18,7 @@ LAYERS = [
     {"batches", "models", "curriculum", "inspect"},
     {"evaluate"},
     {"train"},
-    {"bench", "doctor"},
+    {"bench", "doctor", "experiments"},
     {"cli"},
 ]
 ROOMS = {
@@ -30,7 +30,7 @@ ROOMS = {
     "simplejpeg": {"slides", "stores"},
     "openslide": {"slides"},
     "tifffile": {"slides"},
-    "matplotlib": {"evaluate", "bench", "scaling"},
+    "matplotlib": {"evaluate", "bench", "experiments", "scaling"},
     "pyarrow": {"patches"},
 }
 FILES = sorted(ROOT.rglob("*.py"))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from trainer import __version__
 from trainer.bench.machine import commit, machine
 from trainer.config import Config, dump_config
 from trainer.errors import StudyError
+from trainer.launch.failure import reason
 from trainer.launch.launcher import layout_here
 from trainer.patches.index import digest
 from trainer.scaling.inputs import write_inputs
@@ -153,14 +153,7 @@ def _launch(world_size: int, cores: int, arguments: Sequence[str]) -> tuple[int,
         for text in process.stdout:
             print(text, end="", flush=True)
             last.append(text)
-    return process.returncode, reason(last)
-
-
-def reason(lines: Iterable[str]) -> str:
-    """What a rank said of its failure, without what MPI says of it then; else the last lines."""
-    text = "".join(lines).replace("\0", "")
-    said = re.search(r"^\[rank \d+/\d+ .*?(?=^-----|\Z)", text, re.MULTILINE | re.DOTALL)
-    return (said[0].strip()[:800] if said else text.strip()[-800:]) or "no message"
+    return process.returncode, reason("".join(last))
 
 
 def _stamp(path: Path) -> int | None:

@@ -20,6 +20,13 @@ def config_of(args: argparse.Namespace) -> Config:
     return load_config(args.config, args.overrides)
 
 
+def count(text: str) -> int:
+    """A number of ranks, nodes or folds."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text} is not a number, 1 or more")
+    return int(text)
+
+
 def parse_task(text: str) -> tuple[int, int]:
     """`I/N` of a job array as (task, number of tasks)."""
     task, slash, count = text.partition("/")

@@ -13,6 +13,7 @@ from trainer import __version__
 from trainer.cli import (
     bench,
     config,
+    crossval,
     doctor,
     evaluate,
     extract,
@@ -23,13 +24,30 @@ from trainer.cli import (
     runs,
     scaling,
     submit,
+    sweep,
     train,
 )
 from trainer.errors import StoppedBySignal, WidefieldError
 from trainer.runtime.start import stop_all_ranks
 from trainer.runtime.world import detect_world
 
-COMMANDS = (make_slides, index, inspect, extract, train, launch, submit, evaluate, scaling, runs, config, doctor, bench)
+COMMANDS = (
+    make_slides,
+    index,
+    inspect,
+    extract,
+    train,
+    launch,
+    submit,
+    sweep,
+    crossval,
+    evaluate,
+    scaling,
+    runs,
+    config,
+    doctor,
+    bench,
+)
 
 _DESCRIPTION = """\
 Train segmentation networks on whole-slide images with a curriculum of growing patch sizes.
@@ -91,8 +109,8 @@ def _show_log() -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command.
 
-    Exit status: 0 done, 1 a bug of ours (with traceback), 2 a mistake it can explain, 75 stopped by a signal with its
-    state saved: start it again.
+    Exit status: 0 done, 1 a bug of ours (with traceback) or one of several runs that failed, 2 a mistake it can
+    explain, 75 stopped by a signal with its state saved: start it again.
     """
     args = parse(make_parser(), argv)
     _show_log()

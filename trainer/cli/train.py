@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.cli.common import OVERRIDES_HELP, add_config_arguments
+from trainer.cli.common import OVERRIDES_HELP, add_config_arguments, count
 from trainer.config import Config, load_config
 from trainer.errors import ConfigError
 
@@ -37,15 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="go on with the run that the output directory holds; begin one where it holds none (requeued jobs)",
     )
     parser.add_argument("--plan", action="store_true", help="print what the run would do, need and take, and stop")
-    parser.add_argument("--world-size", type=_count, metavar="N", help="--plan: ranks to plan for (default 1)")
-    parser.add_argument("--ranks-per-node", type=_count, metavar="N", help="--plan: ranks that share a node's memory")
+    parser.add_argument("--world-size", type=count, metavar="N", help="--plan: ranks to plan for (default 1)")
+    parser.add_argument("--ranks-per-node", type=count, metavar="N", help="--plan: ranks that share a node's memory")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that the output directory holds")
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of ranks, 1 or more")
-    return int(text)
 
 
 def run(args: argparse.Namespace) -> None:

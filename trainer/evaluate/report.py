@@ -10,7 +10,8 @@ from typing import Any
 from trainer.evaluate.figures import draw_curves, draw_regions, draw_scores
 from trainer.files import replace_content
 
-Column = tuple[str, Callable[[dict[str, Any]], str]]
+Column = tuple[str, Callable[[Any], str]]
+"""Title, and what it says of a row."""
 
 
 def write_report(run: Path, report: dict[str, Any], events: Sequence[dict[str, Any]]) -> None:
@@ -94,7 +95,7 @@ def _sittings(stages: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def table(columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> str:
+def table(columns: Sequence[Column], rows: Sequence[Any]) -> str:
     """A Markdown table with right-aligned numbers."""
     lines = [
         "| " + " | ".join(title for title, _ in columns) + " |",

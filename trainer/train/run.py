@@ -94,7 +94,10 @@ class Run:
     def stop(self, progress: Progress) -> NoReturn:
         """End the run, its state saved, with the status that asks for a new start. All ranks."""
         self.require_saved(progress)
-        raise StoppedBySignal(self.path, progress.position.step, self.total_steps)
+        step = progress.position.step
+        raise StoppedBySignal(
+            f"stopped by a signal after step {step} of {self.total_steps}; widefield train --resume {self.path}"
+        )
 
     def stop_if_requested(self, progress: Progress) -> None:
         """End the run if any rank was asked to; this position has been given to `save` already. All ranks."""
