@@ -143,6 +143,24 @@ def test_an_array_extracts_every_slide_once(cluster: Cluster, project: Path, con
     assert "0 slides, 0 files" in done.stdout, "all of it was there"
 
 
+def test_an_array_trains_the_folds_of_a_crossvalidation_each_by_a_task_of_its_own(
+    cluster: Cluster, project: Path, configure: Configure
+) -> None:
+    widefield = [sys.executable, "-m", "trainer", "crossval"]
+    submit = [str(configure(**SETTINGS)), "--folds", "2", "--submit", "virtual", "--time", "10"]
+    done = cluster.run(*widefield, *submit, cwd=project, timeout_s=JOB_S, SBATCH_WAIT="1")
+    assert done.returncode == 0, done.stdout + done.stderr + log_of(project)
+    assert "sbatch --array=0-1 --nodes=1 --time=10 slurm/experiment.sbatch" in done.stdout
+    folder = project / "run-crossval"
+    assert cluster.run(*widefield, "--report", str(folder), cwd=project).returncode == 0
+    record = json.loads((folder / "crossval.json").read_text())
+    assert [r["state"] for r in record["runs"]] == ["finished", "finished"], log_of(project)
+    assert record["summary"]["scores"]["miou"]["n"] == 2
+    assert len(list((folder / "index.parts").iterdir())) == 4, "the tasks found the patches of each slide once"
+    again = cluster.run(*widefield, *submit, cwd=project, SBATCH_WAIT="1")
+    assert "all runs are finished" in again.stdout and "sbatch" not in again.stdout
+
+
 def test_a_run_is_scored_again_by_a_job(cluster: Cluster, project: Path, finished: dict[str, Path]) -> None:
     status, log = sbatch(cluster, project, "--nodes=2", "slurm/evaluate.sbatch", finished["undisturbed"])
     assert status == 0, log

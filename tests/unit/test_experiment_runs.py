@@ -15,6 +15,7 @@ from trainer.errors import StoppedBySignal
 from trainer.experiments import execute
 from trainer.experiments.execute import train_all, train_command
 from trainer.experiments.results import state_of
+from trainer.train.run_dir import claim_run
 
 WIDEFIELD = """
 import json, signal, sys, time
@@ -84,6 +85,15 @@ def test_a_signal_reaches_the_run_and_no_other_is_begun(tmp_path: Path, number: 
     sender.join()
     assert state_of(slow) == "stopped" and state_of(never) == "waiting"
     assert signal.getsignal(number) == before
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(tmp_path: Path) -> None:
+    (taken,) = folders(tmp_path, "taken")
+    lock = claim_run(taken, resume=False, overwrite=False)
+    said: list[str] = []
+    assert train_all([taken], None, said.append, lambda: None) == []
+    assert said == ["1/1 taken: is being trained by another process"]
+    os.close(lock)
 
 
 def test_a_run_is_trained_by_what_a_user_would_type() -> None:

@@ -19,16 +19,14 @@ if TYPE_CHECKING:
 EXPERIMENT_HELP = """\
 Each run is a directory DIR/NAME with its own config.yaml, trained as if you had typed
   widefield train DIR/NAME/config.yaml --continue               (with --ranks N: widefield launch --ranks N train ...)
-and its output is kept in DIR/NAME.log. All configurations, and the slides they name, are checked before the first run
-starts. A run that fails does not stop the others; the exit status is then 1. Give the same command again after a
-stop: finished runs are skipped, one that was broken off goes on. The slides' patches are found once for all runs."""
+and what it prints on this machine is kept in DIR/NAME.log. All configurations, and the slides they name, are checked
+before the first run starts. A run that fails does not stop the others; the exit status is then 1. Give the same command
+again after a stop: finished runs are skipped, one that was broken off goes on. Slides are indexed once for all runs."""
 
 
 def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser, optional=True)
-    parser.add_argument(
-        "-o", "--out", type=Path, metavar="DIR", help="default: the run's output with the command added"
-    )
+    parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="default: OUTPUT-sweep, OUTPUT-crossval")
     parser.add_argument(
         "--ranks", type=count, metavar="N", help="ranks of each run (default: one process, no launcher)"
     )
@@ -98,15 +96,15 @@ def _typed(args: argparse.Namespace, kind: Kind, folder: Path) -> str:
 
 
 def _submit(args: argparse.Namespace, experiment: Experiment) -> None:
-    """One array, a task for each run that is not finished."""
-    from trainer.experiments.results import state_of
+    """One array, a task for each run that is to be trained."""
+    from trainer.experiments.results import LEFT_ALONE, state_of
     from trainer.launch.sbatch import check_script, submit
     from trainer.launch.site import read_site
 
     folders = [experiment.folder / run.name for run in experiment.runs]
-    left = [str(folder) for folder in folders if state_of(folder) != "finished"]
+    left = [str(folder) for folder in folders if state_of(folder) not in LEFT_ALONE]
     if not left:
-        print("all runs are finished")
+        print("all runs are finished or being trained")
         return
     options = [f"--array=0-{len(left) - 1}", f"--nodes={args.nodes or 1}"]
     options += [f"--time={args.time}"] if args.time else []

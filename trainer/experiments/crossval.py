@@ -70,7 +70,7 @@ def crossval_markdown(name: str, command: str, results: Sequence[Result], summar
 
 
 def _spread_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    rows = [{"title": TITLES[k][0], "digits": TITLES[k][1], **spread} for k, spread in summary["scores"].items()]
+    rows = [{"title": TITLES[k][0], "digits": TITLES[k][1], **found} for k, found in summary["scores"].items()]
     for name, scores in summary["classes"].items():
         for key, title in (("iou", "IoU"), ("dice", "Dice")):
             rows.append({"title": f"{title} of {name}", "digits": 4, **scores[key]})

@@ -13,10 +13,9 @@ from datetime import timedelta
 from pathlib import Path
 
 from trainer.errors import StoppedBySignal
-from trainer.experiments.results import state_of
+from trainer.experiments.results import LEFT_ALONE, state_of
 from trainer.launch.failure import reason
 
-_LEFT_ALONE = {"finished": "is finished", "running": "is being trained by another process"}
 _LAST_BYTES = 20_000
 _WIDEFIELD = (sys.executable, "-m", "trainer")
 
@@ -39,8 +38,8 @@ def train_all(
     failed, seconds = [], []
     for number, folder in enumerate(folders, 1):
         place, state = f"{number}/{len(folders)} {folder.name}", state_of(folder)
-        if state in _LEFT_ALONE:
-            say(f"{place}: {_LEFT_ALONE[state]}")
+        if state in LEFT_ALONE:
+            say(f"{place}: {'is finished' if state == 'finished' else 'is being trained by another process'}")
             continue
         log, started = folder.with_name(f"{folder.name}.log"), time.monotonic()
         say(f"{place}: {'goes on' if state == 'stopped' else 'begins'}, log {log}")
@@ -52,7 +51,7 @@ def train_all(
         if status:
             failed.append(folder)
             say(f"{place}: failed with status {status}\n{reason(said)}")
-        left = sum(state_of(f) not in _LEFT_ALONE for f in folders[number:])
+        left = sum(state_of(f) not in LEFT_ALONE for f in folders[number:])
         eta = _clock(left * sum(seconds) / len(seconds))
         say(f"{place}: ended after {_clock(seconds[-1])}; {left} to go, ETA {eta}")
     return failed

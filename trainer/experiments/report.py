@@ -36,7 +36,7 @@ def write_report(experiment: Experiment) -> Path:
 
 def files_of(experiment: Experiment, results: Sequence[Result]) -> dict[str, str | bytes]:
     """Name -> content of all that the report of these results is made of."""
-    name, command = experiment.folder.name, experiment.command
+    name, command = experiment.folder.absolute().name, experiment.command
     record: dict[str, Any] = {"command": command, "runs": [asdict(result) for result in results]}
     if experiment.kind == "sweep":
         figure = {"sweep.png": draw_sweep(results)} if any(r.scores for r in results) else {}

@@ -13,6 +13,8 @@ from trainer.train.runs import is_held, summarise
 
 State = BegunState | Literal["waiting"]
 """waiting: it has not begun."""
+LEFT_ALONE: tuple[State, ...] = ("finished", "running")
+"""Runs in these states need nobody to train them."""
 Scores = dict[str, float | None]
 
 
