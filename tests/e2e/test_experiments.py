@@ -35,7 +35,7 @@ def written(folder: Path) -> dict[str, int]:
 
 def test_a_sweep_trains_each_run_once_and_ranks_them(config_file: Path) -> None:
     command = ["sweep", config_file, "training.optimizer.learning_rate=[0.01,0.001]"]
-    assert "2/2 learning_rate=0.001: ended" in must_pass(widefield(*command))
+    assert "2/2 learning_rate=0.001: finished in" in must_pass(widefield(*command))
     folder = config_file.parent / "run-sweep"
     runs = json.loads((folder / "sweep.json").read_text())["runs"]
     assert [r["state"] for r in runs] == ["finished", "finished"]

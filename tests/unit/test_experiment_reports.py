@@ -67,6 +67,7 @@ def test_a_sweep_ranks_its_final_networks_and_names_what_is_not_finished(tmp_pat
         if miou:
             finished(tmp_path / run.name, miou)
     stopped(tmp_path / experiment.runs[2].name)
+    (tmp_path / "learning_rate=0.01,norm=batch.log").touch()
     page = write_report(experiment)
     head, *body = rows(page)
     assert head[:5] == ["learning_rate", "norm", "mIoU", "Dice", "AUC"]
@@ -77,9 +78,7 @@ def test_a_sweep_ranks_its_final_networks_and_names_what_is_not_finished(tmp_pat
     cost = dict(zip(head, body[0], strict=True))
     assert (cost["peak memory per rank (GB)"], cost["seconds"]) == ("2.50", "42")
     text = page.read_text()
-    assert (
-        "2 of 4 runs" in text and "- learning_rate=0.01,norm=group: stopped" in text and "norm=batch: waiting" in text
-    )
+    assert "2 of 4 runs" in text and "- learning_rate=0.01,norm=group: stopped" in text and "norm=batch: failed" in text
     assert "not scored on the same pixels" not in text
     assert Image.open(tmp_path / "sweep.png").size[0] > 500
 

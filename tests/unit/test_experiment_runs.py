@@ -53,7 +53,7 @@ def test_a_run_that_fails_is_named_with_its_reason_and_the_others_are_trained(tm
     assert [state_of(f) for f in runs] == ["finished", "stopped", "finished"] and len(reports) == 3
     text = "\n".join(said)
     assert "2/3 bad: failed with status 1\n[rank 0/2 node] DataError: no slides" in text and "MPI_ABORT" not in text
-    assert "1/3 a: ended" in text and "2 to go, ETA 0:00:0" in text and "0 to go" in text
+    assert "1/3 a: finished in" in text and "2 to go, ETA 0:00:0" in text and "0 to go" in text
     assert "training a\n" in (tmp_path / "a.log").read_text()
 
 

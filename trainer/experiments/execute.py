@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from trainer.errors import StoppedBySignal
-from trainer.experiments.results import LEFT_ALONE, state_of
+from trainer.experiments.results import LEFT_ALONE, log_of, state_of
 from trainer.launch.failure import reason
 
 _LAST_BYTES = 20_000
@@ -41,19 +41,20 @@ def train_all(
         if state in LEFT_ALONE:
             say(f"{place}: {'is finished' if state == 'finished' else 'is being trained by another process'}")
             continue
-        log, started = folder.with_name(f"{folder.name}.log"), time.monotonic()
+        log, started = log_of(folder), time.monotonic()
         say(f"{place}: {'goes on' if state == 'stopped' else 'begins'}, log {log}")
         status, said = _run(train_command(folder, ranks), log)
-        seconds.append(time.monotonic() - started)
         after_each()
         if status == StoppedBySignal.EXIT_CODE:
             raise StoppedBySignal(f"stopped by a signal in {folder}: give the same command again")
         if status:
             failed.append(folder)
             say(f"{place}: failed with status {status}\n{reason(said)}")
+            continue
+        seconds.append(time.monotonic() - started)
         left = sum(state_of(f) not in LEFT_ALONE for f in folders[number:])
         eta = _clock(left * sum(seconds) / len(seconds))
-        say(f"{place}: ended after {_clock(seconds[-1])}; {left} to go, ETA {eta}")
+        say(f"{place}: finished in {_clock(seconds[-1])}; {left} to go, ETA {eta}")
     return failed
 
 

@@ -11,8 +11,8 @@ from trainer.experiments.grid import NamedRun
 from trainer.train.runs import State as BegunState
 from trainer.train.runs import is_held, summarise
 
-State = BegunState | Literal["waiting"]
-"""waiting: it has not begun."""
+State = BegunState | Literal["waiting", "failed"]
+"""waiting: it was not started. failed: it ended before it began to train, and its log says why."""
 LEFT_ALONE: tuple[State, ...] = ("finished", "running")
 """Runs in these states need nobody to train them."""
 Scores = dict[str, float | None]
@@ -46,7 +46,12 @@ def read_result(folder: Path, run: NamedRun) -> Result:
 def state_of(folder: Path) -> State:
     if (folder / "metrics.jsonl").exists():
         return summarise(folder, folder.name).state
-    return "running" if is_held(folder) else "waiting"
+    return "running" if is_held(folder) else "failed" if log_of(folder).exists() else "waiting"
+
+
+def log_of(folder: Path) -> Path:
+    """What a run prints on this machine, beside its folder: it may end before there is one."""
+    return folder.with_name(f"{folder.name}.log")
 
 
 def final_scores(report: dict[str, Any]) -> dict[str, Any]:
