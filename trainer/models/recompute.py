@@ -15,8 +15,8 @@ from trainer.models.keras import keras, tf
 
 _NEEDS_NO_INPUT = (keras.layers.ReLU, keras.layers.Add, keras.layers.Concatenate)
 """Layers whose gradient is made from their output, or from nothing."""
-_GRADIENTS = 3
-"""Maps of the size of a segment's largest that are made on the way back: two gradients, and a norm's sums."""
+_GRADIENTS = 2
+"""Maps of the size of a segment's largest that are there on the way back, beside what is kept: its gradients."""
 _OF_DILATED = 1.5
 """TensorFlow computes a dilated convolution on a copy of the map with zeros around it, and keeps that."""
 Run = Callable[..., list[tf.Tensor]]
