@@ -55,12 +55,10 @@ def test_a_network_learns_the_same_from_slabs(network: str) -> None:
     assert sorted(line for line in out.splitlines() if line.endswith("ok")) == ["rank 0 ok", "rank 1 ok"]
 
 
-def curriculum(batch: int, parallel: dict[str, int]) -> list[dict]:
-    """A step of the same patches whether two ranks take `batch` each, or one takes all."""
-    return [
-        {"patch_size": 64, "local_batch_size": batch, "steps": 2},
-        {"patch_size": 576, "local_batch_size": 1, "steps": 1, "parallel": parallel},
-    ]
+def curriculum(sizes: list[int], batch: int, parallel: dict[str, int]) -> list[dict]:
+    """A step of the same patches whether two ranks take `batch` each, or one takes all; the last size is shared."""
+    whole = [{"patch_size": size, "local_batch_size": batch, "steps": 2} for size in sizes[:-1]]
+    return [*whole, {"patch_size": sizes[-1], "local_batch_size": 1, "steps": 1, "parallel": parallel}]
 
 
 def weights_of(run: Path) -> dict[str, np.ndarray]:
@@ -73,7 +71,10 @@ def distance(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
     return float(np.sqrt(sum(((one[n].astype(float) - other[n]) ** 2).sum() for n in names)))
 
 
-def test_a_curriculum_goes_from_whole_patches_to_shared_ones(tiny_slides: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sizes", [[64, 576], pytest.param([256, 512, 1024], marks=long)])
+def test_a_curriculum_goes_from_whole_patches_to_shared_ones(
+    tiny_slides: Path, tmp_path: Path, sizes: list[int]
+) -> None:
     plain = {"name": "sgd", "learning_rate": 1e-4, "scale_with_world_size": "none"}
     training = {"optimizer": plain, "compression": "none"}
     runs = []
@@ -83,23 +84,26 @@ def test_a_curriculum_goes_from_whole_patches_to_shared_ones(tiny_slides: Path, 
             tmp_path / name,
             tiny_slides,
             training=training,
-            curriculum=curriculum(batch, parallel),
+            curriculum=curriculum(sizes, batch, parallel),
             model={"backbone": "mobilenetv2", "aspp_channels": 16, "decoder_channels": 16, "dropout": 0},
             evaluation={"max_patches": 8, "max_regions": 1, "figure_regions": 1},
         )
         if parallel:
-            must_pass(mpirun(2, "-m", "trainer", "train", config))
+            must_pass(mpirun(2, "-m", "trainer", "train", config, timeout_s=900))
         else:
-            must_pass(widefield("train", config, "runtime.intra_op_threads=1"))
+            must_pass(widefield("train", config, "runtime.intra_op_threads=1", timeout_s=900))
         runs.append(tmp_path / name / "run")
     shared, alone = (weights_of(run) for run in runs)
     started = load_file(runs[1] / "checkpoints" / "step-00000000.safetensors")
     # at the kinks of ReLUs two right gradients differ, and each step makes more of that
     assert distance(shared, alone) < 0.02 * distance(alone, started)
     shared, alone = (json.loads((run / "report.json").read_text())["stages"] for run in runs)
-    assert [s["spatial"] for s in shared] == [1, 2]
-    assert [s["halo_bytes_per_step"] > 0 for s in shared] == [False, True]
-    assert [s["global_batch_size"] for s in shared] == [s["global_batch_size"] for s in alone] == [2, 1]
+    *before, last = shared
+    assert ([s["spatial"] for s in before], last["spatial"]) == ([1] * len(before), 2)
+    assert [s["halo_bytes_per_step"] > 0 for s in shared] == [False] * len(before) + [True]
+    assert (
+        [s["global_batch_size"] for s in shared] == [s["global_batch_size"] for s in alone] == [2] * len(before) + [1]
+    )
     for one, other in zip(shared, alone, strict=True):
         for key in ("val_accuracy", "val_auc", "common_miou", "common_auc"):
             assert one[key] == pytest.approx(other[key], abs=1e-3), key
@@ -129,7 +133,7 @@ def test_a_run_with_shared_patches_goes_on_without_and_the_other_way_round(tiny_
     evaluation = {"max_patches": 1, "max_regions": 1, "figure_regions": 0}
     config = write_config(tmp_path, tiny_slides, curriculum=stages, evaluation=evaluation)
     run = tmp_path / "run"
-    must_pass(mpirun(2, "-m", "trainer", "train", config))
+    must_pass(mpirun(2, "-m", "trainer", "train", config, timeout_s=900))
     must_pass(widefield("train", "--resume", run, "curriculum.0.parallel.spatial=1", "curriculum.0.steps=2"))
     must_pass(mpirun(2, "-m", "trainer", "train", "--resume", run, "curriculum.0.steps=3"))
     report = json.loads((run / "report.json").read_text())
