@@ -10,11 +10,11 @@ import sys
 import numpy as np
 
 from trainer.errors import ModelError
-from trainer.models.deeplab import ResizeLike
 from trainer.models.dilation import DilatedPooling
 from trainer.models.graph import forward_of, padding_joined
 from trainer.models.halos import check_split, slabs
 from trainer.models.keras import keras, tf
+from trainer.models.layers import ResizeLike
 from trainer.models.noise import NoiseSource, with_noise
 from trainer.models.norms import GroupNorm
 from trainer.models.spatial import slab_of

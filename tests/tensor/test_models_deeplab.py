@@ -5,8 +5,9 @@ import pytest
 
 from trainer.config.schema import LossConfig, ModelConfig
 from trainer.models import build_model, segmentation_loss
-from trainer.models.deeplab import Atrous, Classifier
+from trainer.models.deeplab import Atrous
 from trainer.models.keras import keras, tf
+from trainer.models.layers import Classifier
 
 SMALL = {"backbone": "resnet18", "aspp_channels": 32, "decoder_channels": 32}
 

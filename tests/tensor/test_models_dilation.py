@@ -66,8 +66,8 @@ def test_a_dilated_xception_equals_its_padded_self_at_stride_32():
     ("name", "output_stride"), [("seresnet18", 8), ("seresnet18", 16), ("mobilenet", 8), ("efficientnetb0", 16)]
 )
 def test_feature_maps_lie_at_a_quarter_and_at_the_output_stride(name, output_stride):
-    config = ModelConfig(backbone=name, output_stride=output_stride, norm="batch")
-    backbone = build_backbone(config, all_reduce=None, read_weights=True)
+    config = ModelConfig(backbone=name, norm="batch")
+    backbone = build_backbone(config, [4], output_stride, all_reduce=None, read_weights=True)
     for size in (64, 128):
         low_level, deepest = backbone(_image(size))
         assert low_level.shape[1:3] == (size // 4, size // 4)
@@ -77,7 +77,7 @@ def test_feature_maps_lie_at_a_quarter_and_at_the_output_stride(name, output_str
 
 def test_layer_names_do_not_depend_on_what_was_built_before():
     config = ModelConfig(backbone="seresnet18", norm="frozen")
-    first, second = (build_backbone(config, all_reduce=None, read_weights=True) for _ in range(2))
+    first, second = (build_backbone(config, [4], 16, all_reduce=None, read_weights=True) for _ in range(2))
     assert [w.name for w in first.weights] == [w.name for w in second.weights]
 
 

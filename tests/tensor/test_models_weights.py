@@ -18,7 +18,7 @@ SQUEEZENET = (
 
 
 def _build(read_weights=True, **config):
-    return build_backbone(ModelConfig(**config), all_reduce=None, read_weights=read_weights)
+    return build_backbone(ModelConfig(**config), [4], 16, all_reduce=None, read_weights=read_weights)
 
 
 @pytest.fixture

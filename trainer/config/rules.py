@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from trainer.config.schema import Config, SplitConfig
+from trainer.config.architectures import ARCHITECTURES
+from trainer.config.schema import Config, ModelConfig, SplitConfig
 from trainer.errors import ConfigError
 
 
@@ -17,18 +18,23 @@ def check_rules(config: Config, world_size: int = 1) -> list[str]:
     _check_patch_sizes(config)
     _check_class_weights(config)
     _check_recompute(config)
-    return [*_norm_warnings(config, world_size), *_idle_settings(config, world_size)]
+    return [
+        *_norm_warnings(config, world_size),
+        *_idle_model_settings(config.model),
+        *_idle_settings(config, world_size),
+    ]
 
 
 def _check_patch_sizes(config: Config) -> None:
-    stride = 16  # the decoder meets the 1/4 map and the backbone halves 4 times, at output stride 8 too
+    architecture = config.model.architecture
+    stride = ARCHITECTURES[architecture].patch_multiple
     for i, stage in enumerate(config.curriculum):
         for size in stage.size_shares:
             if size % stride:
                 better = max(stride * 2, round(size / stride) * stride)
                 is_mixture = stage.sizes is not None
                 raise ConfigError(
-                    f"a patch of {size} px does not divide by {stride}, which the network needs",
+                    f"a patch of {size} px does not divide by {stride}, which {architecture} needs",
                     where=f"curriculum[{i}].{'sizes' if is_mixture else 'patch_size'}",
                     fix=f"{better} instead of {size}" if is_mixture else f"curriculum.{i}.patch_size={better}",
                 )
@@ -81,9 +87,20 @@ def _norm_warnings(config: Config, world_size: int) -> list[str]:
             f"model.norm={config.model.norm}: in curriculum[{stage}] statistics come from {batches[stage]} patch(es), "
             "which is noisy; model.norm=group does not depend on the batch"
         ]
+    if config.model.norm == "frozen" and "weights" in ARCHITECTURES[config.model.architecture].idle:
+        return [f"model.norm=frozen: {config.model.architecture} has no stored statistics; its norms are group norms"]
     if config.model.norm == "frozen" and config.model.weights is None:
         return ["model.norm=frozen without model.weights: the frozen statistics are 0 and 1, i.e. no normalisation"]
     return []
+
+
+def _idle_model_settings(model: ModelConfig) -> list[str]:
+    """A default may be idle: nobody asked for it."""
+    return [
+        f"model.{name} has no effect with model.architecture={model.architecture}"
+        for name in ARCHITECTURES[model.architecture].idle
+        if getattr(model, name) != ModelConfig.model_fields[name].default
+    ]
 
 
 def _idle_settings(config: Config, world_size: int) -> list[str]:

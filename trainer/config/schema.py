@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from trainer.config.architectures import ArchitectureName
+
 IGNORE_LABEL = 255
 """Label of pixels that no loss and no metric counts."""
 
@@ -226,27 +228,31 @@ class StoresConfig(Section):
 
 
 class ModelConfig(Section):
-    """The network."""
+    """The network. What has no effect in an architecture (`config/architectures.py`) is warned of when it is set."""
 
-    architecture: Literal["deeplabv3plus"] = "deeplabv3plus"
+    architecture: ArchitectureName = "deeplabv3plus"
+    """resunet has an encoder of its own; the others are put on `backbone`."""
     backbone: str = "resnet50"
     """A segmentation-models backbone (resnet*, seresnet*, seresnext*, mobilenet*, efficientnetb*, ...) or xception."""
     output_stride: Literal[8, 16] = 16
-    """Ratio of patch to deepest feature map; 8 is finer and about three times dearer."""
+    """deeplabv3plus, pspnet: ratio of patch to deepest feature map; 8 is finer and about three times dearer."""
     norm: Literal["group", "batch", "sync_batch", "frozen"] = "group"
     """group: right at any batch size. batch: per-rank statistics. sync_batch: statistics over all ranks.
     frozen: the statistics stored in the backbone's weights."""
     weights: str | None = None
     """Backbone weights: none, `imagenet` (downloads), or a local file in Keras HDF5."""
     aspp_channels: Positive = 256
+    """deeplabv3plus: of its pyramid."""
     decoder_channels: Positive = 256
+    """Of each map of the decoder; in unet and resunet of its coarsest, and half as many at each finer one. Those of
+    linknet are the backbone's."""
     dropout: float = Field(0.1, ge=0.0, lt=1.0)
-    """Dropout after the spatial pyramid pooling."""
+    """Dropout after the spatial pyramid pooling (deeplabv3plus, pspnet), or of the encoder's deepest map."""
     decoder_dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Dropout of whole channels before the classifier."""
     stochastic_depth: float = Field(0.0, ge=0.0, lt=1.0)
-    """Probability that the backbone's last residual block is left out for a patch while training; earlier blocks less,
-    in proportion to their depth (Huang et al. 2016). Needs a backbone with residual blocks."""
+    """Probability that the encoder's last residual block is left out for a patch while training; earlier blocks less,
+    in proportion to their depth (Huang et al. 2016). Needs a backbone with residual blocks, or resunet."""
 
 
 class LossConfig(Section):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from trainer.config.architectures import ARCHITECTURES
 from trainer.evaluate.figures import draw_curves, draw_regions, draw_scores
 from trainer.files import replace_content
 
@@ -105,17 +106,23 @@ def table(columns: Sequence[Column], rows: Sequence[Any]) -> str:
     return "\n".join(lines)
 
 
+def _network(model: dict[str, Any]) -> str:
+    idle = ARCHITECTURES[model["architecture"]].idle
+    on = "" if "backbone" in idle else f" on {model['backbone']}"
+    stride = "" if "output_stride" in idle else f", output stride {model['output_stride']}"
+    return f"{model['architecture']}{on}{stride}, {model['norm']} norm"
+
+
 def render(report: dict[str, Any], has_regions: bool) -> str:
     """The Markdown of report.md."""
     stages, ranks = report["stages"], report["ranks"]
     finished = len(stages) == report["stages_planned"]
-    model = report["model"]
     bound = max((s[k] or 0 for s in stages for k in ("common_auc_error_bound", "val_auc_error_bound")), default=0)
     parts = [
         f"# {report['name']}",
         "" if finished else f"**Unfinished: {len(stages)} of {report['stages_planned']} stages.**\n",
-        f"{model['architecture']} on {model['backbone']} (output stride {model['output_stride']}, {model['norm']} "
-        f"norm, {report['parameters'] / 1e6:.1f} M parameters); classes: {', '.join(report['classes'])}. "
+        f"{_network(report['model'])}, {report['parameters'] / 1e6:.1f} M parameters; "
+        f"classes: {', '.join(report['classes'])}. "
         f"{report['world_size']} rank(s), {report['precision']}, gradients compressed: {report['compression']}, "
         f"seed {report['seed']}.",
         "",

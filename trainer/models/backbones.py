@@ -1,4 +1,4 @@
-"""Backbones: an image classification network as two feature maps, with its weights, stride and norm as configured.
+"""Backbones: an image classification network as feature maps, with its weights, stride and norm as configured.
 
 The networks are those of segmentation-models and Keras' Xception. A backbone is built as published, its weights are
 read, and then it is rebuilt by `dilation.py`. Reading HDF5 weights copies arrays; nothing in the file is executed.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.config.schema import ModelConfig
@@ -21,17 +22,27 @@ with contextlib.redirect_stdout(io.StringIO()):  # it prints a greeting, on ever
     import segmentation_models
 
 _BACKBONES = segmentation_models.Backbones
-_XCEPTION_LOW_LEVEL = "block3_sepconv2_bn"  # the entry flow's last map at 1/4, as DeepLab takes it (arXiv 1802.02611)
+_STRIDES = (16, 8, 4, 2)  # of segmentation-models' feature layers, in its order
+# The last map before each pooling; that at 1/4 is the one that DeepLab takes (arXiv 1802.02611).
+_XCEPTION_LAYERS = ("block13_sepconv2_bn", "block4_sepconv2_bn", "block3_sepconv2_bn", "block1_conv2_act")
 _IMAGENET = "imagenet"
 BACKBONE_NAMES = tuple(sorted([*_BACKBONES.models, "xception"]))
 
 
 def build_backbone(
-    config: ModelConfig, *, all_reduce: AllReduce | None, read_weights: bool, noise: NoiseSource | None = None
+    config: ModelConfig,
+    strides: Sequence[int],
+    output_stride: int,
+    *,
+    all_reduce: AllReduce | None,
+    read_weights: bool,
+    noise: NoiseSource | None = None,
 ) -> keras.Model:
-    """The configured backbone: scaled image [B, H, W, 3] -> (low-level map at 1/4, deepest map at 1/output_stride).
+    """The configured backbone: scaled image [B, H, W, 3] -> its maps at 1/strides, then the deepest at 1/output_stride.
 
     Args:
+      strides: of the maps on the way, each one of 2, 4, 8, 16 and at most the output stride.
+      output_stride: 32 leaves the network's strides as they are.
       all_reduce: for `norm: sync_batch`, see `SyncBatchNorm`.
       read_weights: False leaves `config.weights` unread, for a network that a checkpoint will fill.
       noise: what `config.stochastic_depth` draws from; None: a source of its own.
@@ -42,13 +53,13 @@ def build_backbone(
     network = _published(config.backbone, config.weights if read_weights else None)
     dilated = dilate(
         network,
-        config.output_stride,
+        output_stride,
         lambda norm, name: norm_in_place_of(norm, config.norm, name, all_reduce),
         _branch_dropper(network, config, noise or NoiseSource()),
     )
-    low_level = _low_level_layer(config.backbone, network, dilated)
-    deepest = network.layers[-1].name
-    return keras.Model(dilated.image, [dilated.features[low_level], dilated.features[deepest]], name="backbone")
+    layers = [_layer_at(stride, config.backbone, network, dilated) for stride in strides]
+    layers.append(network.layers[-1].name)
+    return keras.Model(dilated.image, [dilated.features[layer] for layer in layers], name="backbone")
 
 
 def _branch_dropper(network: keras.Model, config: ModelConfig, noise: NoiseSource) -> ChangeBranch | None:
@@ -68,15 +79,14 @@ def _branch_dropper(network: keras.Model, config: ModelConfig, noise: NoiseSourc
     return drop
 
 
-def _low_level_layer(name: str, network: keras.Model, dilated: Dilated) -> str:
-    if name == "xception":
-        layer = _XCEPTION_LOW_LEVEL
-    else:
-        at_quarter = _BACKBONES.get_feature_layers(name, n=4)[2]  # of the maps at 1/16, 1/8, 1/4, 1/2
-        layer = network.layers[at_quarter].name if isinstance(at_quarter, int) else at_quarter
-    if dilated.strides[layer] != 4:
+def _layer_at(stride: int, name: str, network: keras.Model, dilated: Dilated) -> str:
+    """The layer whose map segmentation-models' decoders take at 1/stride."""
+    layers = _XCEPTION_LAYERS if name == "xception" else _BACKBONES.get_feature_layers(name, n=len(_STRIDES))
+    layer = layers[_STRIDES.index(stride)]
+    layer = network.layers[layer].name if isinstance(layer, int) else layer
+    if dilated.strides[layer] != stride:
         raise ModelError(
-            f"the map that the decoder needs at 1/4 is at 1/{dilated.strides[layer]} in {name}",
+            f"the map that the decoder needs at 1/{stride} is at 1/{dilated.strides[layer]} in {name}",
             where="model.backbone",
             fix="choose another backbone, e.g. resnet50 or mobilenetv2",
         )

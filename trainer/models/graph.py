@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from trainer.models.deeplab import ResizeLike
 from trainer.models.keras import keras, tf
+from trainer.models.layers import Enlarge, MeanOfParts, ResizeLike
 
 Pair = tuple[int, int]
 
@@ -103,7 +103,7 @@ def _depth_first(calls: dict[int, Call], output: int) -> list[Call]:
 
 
 def strides_of(calls: Sequence[Call], image: int) -> dict[int, int]:
-    """Pixels of the image per pixel of each map, along a side; 0 where there is one value per patch.
+    """Pixels of the image per pixel of each map, along a side; 0 where a patch has one value, or a few.
 
     Args:
       image: the number of the calls' input.
@@ -111,17 +111,19 @@ def strides_of(calls: Sequence[Call], image: int) -> dict[int, int]:
     strides = {image: 1}
     for call in calls:
         layer, before = call.layer, [strides[i] for i in tf.nest.flatten(call.inputs)]
-        if isinstance(layer, keras.layers.GlobalAveragePooling2D):
+        if isinstance(layer, (keras.layers.GlobalAveragePooling2D, MeanOfParts)):
             strides[call.output] = 0
         elif isinstance(layer, ResizeLike):
             strides[call.output] = before[1]
+        elif isinstance(layer, Enlarge):
+            strides[call.output] = before[0] // layer.factor
         else:
             strides[call.output] = max(before) * getattr(layer, "strides", (1, 1))[0]
     return strides
 
 
 def sizes_of(calls: Sequence[Call], image: int) -> dict[int, float]:
-    """Bytes per pixel of the image of what each call makes; 0 for one value per patch. By `Call.output`."""
+    """Bytes per pixel of the image of what each call makes; 0 for a few values per patch. By `Call.output`."""
     strides = strides_of(calls, image)
     width = {call.output: call.layer.output_shape[-1] * tf.as_dtype(call.layer.compute_dtype).size for call in calls}
     return {i: width[i] / strides[i] ** 2 if strides[i] else 0.0 for i in width}

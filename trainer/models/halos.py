@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from trainer.errors import ModelError
-from trainer.models.deeplab import Atrous, Classifier, ResizeLike
+from trainer.models.deeplab import Atrous
 from trainer.models.dilation import DilatedPooling
 from trainer.models.graph import Call, Pair, calls_of, padding_joined, strides_of
 from trainer.models.keras import keras, tf
+from trainer.models.layers import Classifier, Enlarge, ResizeLike
 from trainer.models.noise import Noise
 from trainer.models.norms import FrozenBatchNorm, GroupNorm, SyncBatchNorm
 from trainer.models.pixels import PixelScaling
@@ -30,9 +31,10 @@ PER_PIXEL = (
     PixelScaling,
     FrozenBatchNorm,
     SyncBatchNorm,  # its sums are over all ranks, and so over all slabs
+    Enlarge,
 )
 _UNIT = 16
-"""The largest output stride: every feature map is then cut between two of its rows."""
+"""The largest output stride of most networks: their feature maps are then cut between two rows."""
 _KNOWN = {
     *(Classifier, ResizeLike, Noise, GroupNorm, keras.layers.BatchNormalization, keras.layers.GlobalAveragePooling2D),
     *CONVOLUTIONS,
@@ -154,10 +156,7 @@ def halos_of(model: keras.Model) -> list[Halo]:
     Raises:
       ModelError: names a layer that cannot be split.
     """
-    calls = padding_joined(calls_of(model))
-    for call in calls:
-        _require_known(call)
-    image = id(model.input)
+    calls, image = _known_calls(model), id(model.input)
     strides, learned, channels = strides_of(calls, image), {image: False}, {image: model.input.shape[-1]}
     halos = []
     for call in calls:
@@ -165,8 +164,8 @@ def halos_of(model: keras.Model) -> list[Halo]:
         stride = max(strides[i] for i in inputs)
         above = below = 0
         if isinstance(layer, ResizeLike):
-            above = below = int(strides[inputs[0]] > 0)
-            stride = strides[inputs[0]]
+            stride, like = (strides[i] for i in inputs)
+            above = below = int(stride not in (0, like))
         elif isinstance(layer, (*CONVOLUTIONS, *POOLINGS)) and not isinstance(layer, Classifier):
             window = window_of(call, _UNIT)
             above, below = window.above, window.below
@@ -179,14 +178,28 @@ def halos_of(model: keras.Model) -> list[Halo]:
     return halos
 
 
+def _known_calls(model: keras.Model) -> list[Call]:
+    calls = padding_joined(calls_of(model))
+    for call in calls:
+        _require_known(call)
+    return calls
+
+
 def check_split(model: keras.Model, patch_size: int, parts: int) -> None:
     """Whether a network can be trained on slabs of a patch.
 
     Raises:
-      ModelError: names a layer that cannot be split; or slabs are thinner than the largest halo.
+      ModelError: names a layer that cannot be split; or slabs are thinner than the largest halo, or cut through a row.
     """
-    thinnest = slabs(patch_size, parts)[-1]
-    rows = thinnest.stop - thinnest.start
+    cut = slabs(patch_size, parts)
+    rows = cut[-1].stop - cut[-1].start
+    stride = max(strides_of(_known_calls(model), id(model.input)).values())
+    if any(slab.stop % stride for slab in cut):
+        raise ModelError(
+            f"{parts} slabs of a {patch_size} px patch cut through rows of the deepest map, which is at 1/{stride}",
+            where="parallel.spatial",
+            fix=f"a patch size that is a multiple of {stride * parts} px",
+        )
     largest = max(halos_of(model), key=lambda h: h.patch_rows, default=None)
     if largest and largest.patch_rows > rows:
         needed = -(-largest.patch_rows // _UNIT) * _UNIT
@@ -203,5 +216,6 @@ def _require_known(call: Call) -> None:
         raise ModelError(
             f"layer {call.layer.name} ({type(call.layer).__name__}) cannot be split over ranks",
             where="parallel.spatial",
-            fix="another backbone, e.g. resnet50, mobilenetv2 or efficientnetb0, or parallel.spatial=1",
+            fix="another network, e.g. deeplabv3plus or unet on resnet50, mobilenetv2 or efficientnetb0, or "
+            "parallel.spatial=1",
         )

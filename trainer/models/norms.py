@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from trainer.models.keras import keras, tf
+from trainer.models.layers import shape_of
 
 AllReduce = Callable[[tf.Tensor], tf.Tensor]
 """Sum over all ranks, differentiable: [n] float32 -> [n] float32."""
@@ -78,7 +79,7 @@ def group_norm(
 
     @tf.custom_gradient
     def normalise(x, gamma, beta):
-        _, rows, width, channels = _shape(x)
+        _, rows, width, channels = shape_of(x)
         _, sum_NC, square_NC = _scale_and_sum(x, x, tf.ones_like(x[:, 0, 0, :], tf.float32))
         pixels_NC = tf.fill(tf.shape(sum_NC), tf.cast(rows * width, tf.float32))
         pixels_NC, sum_NC, square_NC = whole(pixels_NC, sum_NC, square_NC)
@@ -145,7 +146,7 @@ def _scale_and_sum(a_NHWC: tf.Tensor, b_NHWC: tf.Tensor, scale_NC: tf.Tensor) ->
         a, b = tf.cast(a_NHWC, tf.float32), tf.cast(b_NHWC, tf.float32)
         scaled = tf.cast(a * _per_pixel(scale_NC), a_NHWC.dtype)
         return scaled, *(tf.reduce_sum(tf.reduce_sum(x, 1), 1) for x in (a, a * b))
-    _, rows, width, channels = _shape(a_NHWC)
+    _, rows, width, channels = shape_of(a_NHWC)
     columns = [1, rows, 1, width * channels]  # a row's pixels count as channels
     scaled, sums_of_products, sums, *_ = tf.raw_ops.FusedBatchNormGradV3(
         y_backprop=tf.reshape(a_NHWC, columns),
@@ -163,11 +164,6 @@ def _scale_and_sum(a_NHWC: tf.Tensor, b_NHWC: tf.Tensor, scale_NC: tf.Tensor) ->
 
 def _per_pixel(x_NC: tf.Tensor) -> tf.Tensor:
     return x_NC[:, tf.newaxis, tf.newaxis, :]
-
-
-def _shape(x: tf.Tensor) -> list:
-    """Numbers where they are known: a training step's graph is a third smaller without the arithmetic of sizes."""
-    return [tf.shape(x)[axis] if size is None else size for axis, size in enumerate(x.shape)]
 
 
 class FrozenBatchNorm(keras.layers.BatchNormalization):

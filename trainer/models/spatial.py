@@ -15,11 +15,11 @@ from functools import partial
 from typing import Any, Protocol
 
 from trainer.errors import ModelError
-from trainer.models.deeplab import Classifier, ResizeLike
 from trainer.models.dilation import DilatedPooling
 from trainer.models.graph import Call, call_layer, forward_of, padding_joined
 from trainer.models.halos import CONVOLUTIONS, PER_PIXEL, Rows, Window, slabs, window_of
 from trainer.models.keras import keras, tf
+from trainer.models.layers import Classifier, ResizeLike
 from trainer.models.noise import Noise
 from trainer.models.norms import GroupNorm, batch_norm, group_norm
 from trainer.models.recompute import recomputing
@@ -108,7 +108,7 @@ class Slab:
     def resize(self, call: Call, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
         """Bilinear: an output pixel lies between the two nearest rows, so one beyond each edge is enough."""
         x, like = inputs
-        if x.shape[1:3] == (1, 1):  # one value per patch
+        if x.shape[1:3] in ((1, 1), like.shape[1:3]):  # one value per patch, or nothing to do
             return self.as_it_is(call, inputs)
         factor = like.shape[1] // x.shape[1]
         x, first, last = _edges(x, 1, 1)
