@@ -14,7 +14,7 @@ from trainer.models.dilation import DilatedPooling
 from trainer.models.graph import forward_of, padding_joined
 from trainer.models.halos import check_split, slabs
 from trainer.models.keras import keras, tf
-from trainer.models.layers import ResizeLike
+from trainer.models.layers import Enlarge, ResizeLike
 from trainer.models.noise import NoiseSource, with_noise
 from trainer.models.norms import GroupNorm
 from trainer.models.spatial import slab_of
@@ -78,6 +78,11 @@ def noise(rng: np.random.Generator, max_stride: int, x: tf.Tensor) -> tf.Tensor:
     return with_noise(x, 0.3, str(rng.choice(["value", "channel", "patch"])), source, f"noise{len(source_names)}")
 
 
+def enlarging(rng: np.random.Generator, max_stride: int, x: tf.Tensor) -> tf.Tensor:
+    """Of a smaller map, so that maps stay as small as they were."""
+    return Enlarge(2)(layers.AveragePooling2D(2)(x)) if max_stride > 1 else x
+
+
 def random_stack(rng: np.random.Generator) -> tuple[keras.Model, int]:
     """Some layers, back to the size of the image, and a patch size that they can be split at."""
     while True:
@@ -94,7 +99,7 @@ def any_stack(rng: np.random.Generator) -> keras.Model:
     image = keras.Input((None, None, 4))
     x, stride = image, 1
     for _ in range(int(rng.integers(2, 7))):
-        kinds = [convolution, convolution, pooling, dilated_pooling, norm, excitation, noise]
+        kinds = [convolution, convolution, pooling, dilated_pooling, norm, excitation, noise, enlarging]
         source_names.append(len(source_names))
         before = x
         x = kinds[int(rng.integers(len(kinds)))](rng, 2 if stride < 16 else 1, x)

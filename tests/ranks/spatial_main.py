@@ -1,6 +1,6 @@
 """Run under mpirun by test_spatial.py: one patch in slabs on all ranks against the same patch on one process.
 
-spatial_main.py BACKBONE STRIDE NORM PATCH_SIZE [recompute] [mixed_bfloat16] [mpi] [relu]
+spatial_main.py BACKBONE STRIDE NORM PATCH_SIZE [recompute] [mixed_bfloat16] [mpi] [relu] [ARCHITECTURE]
 
 Activations are smooth versions of ReLUs: where a value is rounded to the other side of a kink, its gradient is
 another, and two right answers differ by 1e-3. With `relu` they are as they are.
@@ -12,6 +12,7 @@ import sys
 
 import numpy as np
 
+from trainer.config.architectures import ARCHITECTURES
 from trainer.config.schema import ModelConfig, OptimizerConfig, TrainingConfig
 from trainer.models import build_model
 from trainer.models.halos import check_split, halos_of, slabs
@@ -37,8 +38,19 @@ if "relu" not in sys.argv:
         tf.nn.softplus(x) if self.activation.__name__ == "relu" else self.activation(x)
     )
 
+architecture = next((name for name in ARCHITECTURES if name in sys.argv), "deeplabv3plus")
+channels = 16
+if architecture != "deeplabv3plus":
+    channels = 64  # the finest map has a sixteenth of them
+    of_gradients = max(of_gradients, 1e-4)  # a bias' gradient is added up pixel by pixel, here of the whole patch
 config = ModelConfig(
-    backbone=backbone, output_stride=stride, norm=norm, aspp_channels=16, decoder_channels=16, dropout=0.2
+    architecture=architecture,
+    backbone=backbone,
+    output_stride=stride,
+    norm=norm,
+    aspp_channels=16,
+    decoder_channels=channels,
+    dropout=0.2,
 )
 model = build_model(config, 2, all_reduce=comm.allreduce_tensor)
 comm.broadcast_variables(model.variables)

@@ -48,6 +48,8 @@ def test_random_stacks_of_layers_are_the_same_on_slabs(ranks: int, stacks: int, 
             for norm in ("group", "sync_batch")
         ),
         pytest.param("resnet50 16 group 592 recompute", marks=long),
+        *(pytest.param(f"resnet18 16 group 192 {name}", marks=long) for name in ("unet", "fpn", "linknet", "resunet")),
+        pytest.param("mobilenetv2 16 group 192 recompute unet", marks=long),
     ],
 )
 def test_a_network_learns_the_same_from_slabs(network: str) -> None:

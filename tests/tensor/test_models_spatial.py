@@ -73,6 +73,25 @@ def test_a_layer_that_cannot_be_split_is_named() -> None:
         check_split(lossy, 64, 2)
 
 
+def test_a_network_that_goes_back_to_the_size_of_the_patch_can_be_split_between_rows_of_its_deepest_map() -> None:
+    model = network(architecture="unet", backbone="mobilenetv2")
+    check_split(model, 128, 2)
+    deepest = max(h.stride for h in halos_of(model))
+    assert deepest == 32 and all(max(h.above, h.below) == 1 for h in halos_of(model))
+    assert not any(h.layer in ("logits", "classifier") for h in halos_of(model)), "nothing is resized"
+    with pytest.raises(
+        ModelError, match=r"2 slabs of a 96 px patch cut through rows of the deepest map, .* 1/32"
+    ) as error:
+        check_split(model, 96, 2)
+    assert "a multiple of 64 px" in str(error.value)
+
+
+def test_a_pyramid_of_means_over_parts_of_the_patch_is_refused_by_name() -> None:
+    with pytest.raises(ModelError, match=r"layer pyramid_1_mean \(MeanOfParts\) cannot be split over ranks") as error:
+        check_split(network(architecture="pspnet", backbone="vgg16"), 1024, 2)
+    assert "deeplabv3plus or unet on resnet50" in str(error.value)
+
+
 def test_a_group_that_spans_nodes_is_refused_where_its_stage_says_so(tmp_path: Path) -> None:
     stage = {"patch_size": 576, "local_batch_size": 1, "steps": 1, "parallel": {"spatial": 2, "within_node": True}}
     config = load_config(write_config(tmp_path, tmp_path, curriculum=[stage]))

@@ -54,6 +54,7 @@ def test_the_resolved_configuration_reads_back_to_the_same_object(file: Path, tm
         ("curriculum.0.epochs=1", "exactly one of epochs, images, steps and plateau"),
         ("curriculum.0.sizes={64: 1}", "exactly one of patch_size and sizes"),
         ("training.precision=float8", "training.precision"),
+        ("model.architecture=deeplab", "'deeplabv3plus', 'unet', 'fpn', 'linknet', 'pspnet' or 'resunet'"),
         ("curriculum.3.steps=1", "not a position in a list of 1"),
         ("seed", "key.path=value"),
         ("data.classes.1.name=normal", "given twice"),
@@ -106,6 +107,49 @@ def test_a_patch_size_that_the_network_cannot_take_is_refused_with_the_nearest_t
     with pytest.raises(ConfigError, match=r"curriculum\[0\].patch_size") as error:
         check_rules(load_config(file, ["curriculum.0.patch_size=700"]))
     assert "curriculum.0.patch_size=704" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "given", "fits"),
+    [("unet", 176, 192), ("fpn", 80, 64), ("linknet", 48, 64), ("pspnet", 72, 64), ("resunet", 56, 64)],
+)
+def test_what_a_patch_size_must_divide_by_depends_on_the_architecture(
+    file: Path, architecture: str, given: int, fits: int
+) -> None:
+    overrides = [f"model.architecture={architecture}"]
+    with pytest.raises(
+        ConfigError, match=rf"a patch of {given} px does not divide by \d+, which {architecture}"
+    ) as error:
+        check_rules(load_config(file, [*overrides, f"curriculum.0.patch_size={given}"]))
+    assert f"curriculum.0.patch_size={fits}" in str(error.value)
+    assert check_rules(load_config(file, [*overrides, f"curriculum.0.patch_size={fits}"])) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "idle"),
+    [
+        (
+            ["architecture=unet", "aspp_channels=64", "output_stride=8", "dropout=0.3"],
+            ["output_stride", "aspp_channels"],
+        ),
+        (["architecture=linknet", "decoder_channels=64"], ["decoder_channels"]),
+        (["architecture=pspnet", "output_stride=8", "decoder_channels=64"], []),
+        (["architecture=resunet", "backbone=vgg16", "weights=w.h5", "stochastic_depth=0.1"], ["backbone", "weights"]),
+    ],
+)
+def test_settings_that_an_architecture_does_not_know_are_warned_of(
+    file: Path, overrides: list[str], idle: list[str]
+) -> None:
+    config = load_config(file, [f"model.{override}" for override in overrides])
+    what = f"has no effect with model.architecture={config.model.architecture}"
+    assert check_rules(config) == [f"model.{name} {what}" for name in idle]
+
+
+def test_frozen_norms_need_statistics_that_are_stored(file: Path) -> None:
+    frozen = ["model.norm=frozen"]
+    assert "no normalisation" in check_rules(load_config(file, frozen))[0]
+    own_encoder = check_rules(load_config(file, [*frozen, "model.architecture=resunet"]))
+    assert own_encoder == ["model.norm=frozen: resunet has no stored statistics; its norms are group norms"]
 
 
 def test_class_weights_must_fit_the_classes(file: Path) -> None:

@@ -49,11 +49,17 @@ def _unit(
     on_image: bool = False,
     drop_rate: float = 0.0,
 ) -> tf.Tensor:
-    """Norm, ReLU and 3x3 convolution, twice, added to a projection of the input; the image is not normalised."""
+    """Norm, ReLU and 3x3 convolution, twice, added to a projection of the input; the image is not normalised.
+
+    The projection takes every `stride`-th pixel by a pooling of its own: TensorFlow 2.21 aborts in the gradient of a
+    1x1 convolution with stride 2 on few channels.
+    """
     y = x if on_image else parts.norm_relu(x, f"{name}a")
     y = keras.layers.Conv2D(channels, 3, stride, padding="same", use_bias=False, name=f"{name}a")(y)
     y = parts.norm_relu(y, f"{name}b")
     y = keras.layers.Conv2D(channels, 3, padding="same", name=f"{name}b")(y)
     y = with_noise(y, drop_rate, "patch", parts.noise, f"{name}_branch")
-    shortcut = keras.layers.Conv2D(channels, 1, stride, padding="same", name=f"{name}_shortcut")(x)
+    if stride > 1:
+        x = keras.layers.AveragePooling2D(1, stride, name=f"{name}_every")(x)
+    shortcut = keras.layers.Conv2D(channels, 1, name=f"{name}_shortcut")(x)
     return keras.layers.Add(name=f"{name}_add")([y, shortcut])
