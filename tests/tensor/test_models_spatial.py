@@ -74,7 +74,7 @@ def test_a_layer_that_cannot_be_split_is_named() -> None:
 
 
 def test_a_network_that_goes_back_to_the_size_of_the_patch_can_be_split_between_rows_of_its_deepest_map() -> None:
-    model = network(architecture="unet", backbone="mobilenetv2")
+    model = network(architecture="unet", backbone="vgg16")
     check_split(model, 128, 2)
     deepest = max(h.stride for h in halos_of(model))
     assert deepest == 32 and all(max(h.above, h.below) == 1 for h in halos_of(model))

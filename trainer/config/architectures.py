@@ -15,7 +15,7 @@ class Architecture:
     idle: tuple[str, ...] = ()
     """Settings of `model` that have no effect."""
     patch_multiple: int = 16
-    """Patch sides have to be multiples of this. Of 16 for all: so are slabs (`models/halos.py`)."""
+    """Patch sides have to be multiples of this: 16 at least, as slabs are (`models/halos.py`)."""
 
 
 _HALVES_FIVE_TIMES = 32

@@ -52,7 +52,7 @@ class Enlarge(keras.layers.Layer):
     """Each pixel of [B, H, W, C] becomes a square of `factor` x `factor`: nearest upsampling.
 
     The gradient is a mean over the square. That of Keras' UpSampling2D is refused on a GPU where runs are
-    deterministic (TensorFlow pull request 51023), and takes two to four times as long in bfloat16 on a CPU.
+    deterministic (TensorFlow pull request 51023), and takes three times as long in bfloat16 on a CPU.
     """
 
     def __init__(self, factor: int, **kwargs) -> None:

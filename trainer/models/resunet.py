@@ -16,7 +16,11 @@ _WIDTHS = (1, 2, 4, 8)
 
 
 def resunet(image_BHWC: tf.Tensor, parts: Parts) -> tf.Tensor:
-    """-> [B, H, W, decoder_channels / 4]."""
+    """-> [B, H, W, decoder_channels / 4].
+
+    A last norm and ReLU follow the last sum, as in He et al. 2016 (arXiv 1603.05027, appendix): what units have added
+    up is as large as there are units.
+    """
     *skips, x = _encoder(parts)(PixelScaling("tf", name="pixels")(image_BHWC))
     x = parts.dropout(x, "encoder_dropout")
     for stage, skip in enumerate(reversed(skips)):
@@ -24,7 +28,7 @@ def resunet(image_BHWC: tf.Tensor, parts: Parts) -> tf.Tensor:
         x = Enlarge(2, name=f"{name}_up")(x)
         x = keras.layers.Concatenate(name=f"{name}_concat")([x, skip])
         x = _unit(x, skip.shape[-1], name, parts)
-    return x
+    return parts.norm_relu(x, "decoder")
 
 
 def _encoder(parts: Parts) -> keras.Model:
