@@ -110,5 +110,5 @@ def test_a_group_that_spans_nodes_is_refused_where_its_stage_says_so(tmp_path: P
 def test_half_a_patch_takes_about_half_the_memory_and_arithmetic(recompute: bool) -> None:
     model = network(backbone="mobilenetv2")
     whole, half = (pass_cost(model, 1024, 1, recompute, parts) for parts in (1, 2))
-    assert 0.48 < half.live_bytes / whole.live_bytes < 0.56
+    assert 0.44 < half.live_bytes / whole.live_bytes < 0.56  # of the copies that padding makes it needs none
     assert 0.49 < half.flops / whole.flops < 0.54
