@@ -169,6 +169,16 @@ def test_a_run_is_scored_again_by_a_job(cluster: Cluster, project: Path, finishe
     assert [r["common_miou"] for r in rows] == [s["common_miou"] for s in report["stages"]]
 
 
+def test_an_array_predicts_every_slide_once(cluster: Cluster, project: Path, finished: dict[str, Path]) -> None:
+    slides, out = sorted(project.glob("data/**/*.tif")), project / "predictions"
+    slides = [slide for slide in slides if "mask" not in slide.name][:3]
+    arguments = [finished["undisturbed"], *slides, "-o", out, "--tile", "128"]
+    status, log = sbatch(cluster, project, "--array=0-1", "slurm/predict.sbatch", *arguments)
+    assert status == 0, log
+    assert sorted(p.parent.name for p in out.glob("*/summary.json")) == sorted(slide.stem for slide in slides)
+    assert log.count("results:") == len(slides) == 3, log
+
+
 def test_mpirun_starts_the_ranks_where_srun_cannot_load_pmix(cluster: Cluster, project: Path) -> None:
     """The library that Slurm's plugin loads is hidden from this job: `srun --mpi=list` still names it."""
     hidden = f"mount --bind /dev/null {pmix_library()} && widefield launch --dry-run configs/x.yaml"
