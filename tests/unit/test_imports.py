@@ -18,6 +18,7 @@ LAYERS = [
     {"batches", "models", "curriculum", "inspect"},
     {"evaluate"},
     {"train"},
+    {"infer"},
     {"bench", "doctor", "experiments"},
     {"cli"},
 ]
