@@ -97,6 +97,12 @@ class RunError(WidefieldError):
     kind = "RunError"
 
 
+class PredictionError(WidefieldError):
+    """A folder cannot take a slide's prediction."""
+
+    kind = "PredictionError"
+
+
 class StudyError(WidefieldError):
     """A scaling study's folder cannot be read or written, or its runs cannot be compared."""
 

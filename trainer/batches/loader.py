@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,31 +17,36 @@ from trainer.stores import Part, PatchStore
 
 Batch = tuple[np.ndarray, np.ndarray]
 """Images [B, P, P, 3] uint8 and labels [B, P, P] uint8, or some rows of them."""
+Result = TypeVar("Result")
 
 
 def prefetched(
     jobs_of_batches: Iterable[Sequence[Callable[[], Patch]]], threads: int, prefetch_batches: int
 ) -> Generator[Batch]:
+    """Read each batch's patches in a pool of threads, see `read_ahead`."""
+    for patches in read_ahead(jobs_of_batches, threads, prefetch_batches):
+        images, labels = zip(*patches, strict=True)
+        yield np.stack(images), np.stack(labels)
+
+
+def read_ahead(
+    jobs_of_batches: Iterable[Sequence[Callable[[], Result]]], threads: int, prefetch_batches: int
+) -> Generator[list[Result]]:
     """Run each batch's jobs in a pool, at most `prefetch_batches` batches ahead; batches come out in order.
 
     A job's exception is raised where its batch would have come.
     """
-    waiting: deque[list[Future[Patch]]] = deque()
+    waiting: deque[list[Future[Result]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="read") as pool:
         try:
             for jobs in jobs_of_batches:
                 waiting.append([pool.submit(job) for job in jobs])
                 if len(waiting) > prefetch_batches:
-                    yield _collect(waiting.popleft())
+                    yield [f.result() for f in waiting.popleft()]
             while waiting:
-                yield _collect(waiting.popleft())
+                yield [f.result() for f in waiting.popleft()]
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _collect(futures: list[Future[Patch]]) -> Batch:
-    images, labels = zip(*(f.result() for f in futures), strict=True)
-    return np.stack(images), np.stack(labels)
 
 
 @dataclass(frozen=True)

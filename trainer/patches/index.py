@@ -187,6 +187,15 @@ def read_index(path: Path) -> PatchIndex:
         ) from error
 
 
+def read_slide_infos(path: Path) -> tuple[SlideInfo, ...]:
+    """What indexing found out about the slides of a stored index, without its patches; none if it cannot be read."""
+    try:
+        header = json.loads(pq.read_schema(path).metadata[_METADATA_KEY])
+        return _infos(header) if header["format"] == FORMAT else ()
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+        return ()
+
+
 def read_fingerprint(path: Path) -> str:
     """The fingerprint of a stored index without its patches; '' where the file is not an index of this version."""
     try:
@@ -250,7 +259,7 @@ def _read(file: pq.ParquetFile, header: dict[str, Any]) -> PatchIndex:
             shares[rows, i] = table[f"fraction_{name}"].to_numpy()
     return PatchIndex(
         slides=slides,
-        infos=tuple(SlideInfo(**{**i, "size": tuple(i["size"])}) for i in header["infos"]),
+        infos=_infos(header),
         slide=slide,
         **columns,
         label_fractions=shares,
@@ -259,6 +268,10 @@ def _read(file: pq.ParquetFile, header: dict[str, Any]) -> PatchIndex:
         fingerprint=header["fingerprint"],
         unreadable=tuple(header["unreadable"]),
     )
+
+
+def _infos(header: dict[str, Any]) -> tuple[SlideInfo, ...]:
+    return tuple(SlideInfo(**{**i, "size": tuple(i["size"])}) for i in header["infos"])
 
 
 def asdict_json(value: Any) -> dict[str, Any]:

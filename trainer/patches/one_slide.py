@@ -21,7 +21,7 @@ from trainer.slides.identity import slide_hash
 from trainer.slides.labels import Labels, open_labels
 from trainer.slides.resolution import downsample_at, slide_mpp
 from trainer.slides.slide import Slide, open_slide
-from trainer.slides.stain import estimate_stains
+from trainer.slides.stain import Stains, estimate_stains
 from trainer.slides.tissue import TissueMask, find_tissue
 
 _STAIN_WINDOWS, _STAIN_WINDOW_PX, _STAIN_PIXELS_PER_WINDOW = 64, 256, 4096
@@ -76,7 +76,7 @@ def index_slide(record: SlideRecord, config: Config) -> SlidePatches:
         mpp=mpp,
         slide_hash=slide_hash(record.slide),
         annotation_hash=slide_hash(record.annotation) if record.annotation else "",
-        stains=_stains(record, slide, points, downsample, config),
+        stains=_stains(slide, points, downsample, config),
         annotation=asdict(labels.report),
         num_dropped=num_dropped,
     )
@@ -124,18 +124,35 @@ def _check_patches_fit(slide: Slide, l0_sizes: dict[int, int]) -> None:
             )
 
 
-def _stains(record: SlideRecord, slide: Slide, l0_points: np.ndarray, downsample: float, config: Config) -> str | None:
-    """The slide's stains from pixels of some of its patches; None where not asked for or too few pixels are stained."""
-    if config.stain.normalise == "none" or len(l0_points) == 0:
+def slide_stains(
+    slide: Slide, l0_points: np.ndarray, downsample: float, smallest_patch: int, seed: int
+) -> Stains | None:
+    """The slide's stains from pixels of some of its patches; None where too few pixels are stained.
+
+    Args:
+      l0_points: [N, 2] (x, y) top-left corners of patches, level-0 pixels.
+      downsample: level-0 pixels per patch pixel.
+      smallest_patch: its side in patch pixels.
+    Raises:
+      SlideError: the slide cannot be read.
+    """
+    if len(l0_points) == 0:
         return None
-    rng = slide_rng(config.seed, record.slide.name, 0)
+    rng = slide_rng(seed, slide.path.name, 0)
     chosen = rng.choice(len(l0_points), min(_STAIN_WINDOWS, len(l0_points)), replace=False)
-    window = min(_STAIN_WINDOW_PX, *config.patch_sizes)
+    window = min(_STAIN_WINDOW_PX, smallest_patch)
     pixels = []
     for x, y in l0_points[np.sort(chosen)]:
         found = slide.resample(int(x), int(y), window, downsample).reshape(-1, 3)
         pixels.append(found[rng.choice(len(found), min(_STAIN_PIXELS_PER_WINDOW, len(found)), replace=False)])
-    stains = estimate_stains(np.concatenate(pixels))
+    return estimate_stains(np.concatenate(pixels))
+
+
+def _stains(slide: Slide, l0_points: np.ndarray, downsample: float, config: Config) -> str | None:
+    """As the index keeps them; None also where not asked for."""
+    if config.stain.normalise == "none":
+        return None
+    stains = slide_stains(slide, l0_points, downsample, config.patch_sizes[0], config.seed)
     return stains.to_json() if stains else None
 
 

@@ -26,7 +26,8 @@ def downsample_at(slide: Slide, resolution: ResolutionConfig, mpp: float | None)
         raise SlideError(
             f"the file does not say its resolution (um/px), and patches are wanted at {resolution.mpp:g} um/px",
             where=str(slide.path),
-            fix="give it in an `mpp` column of the manifest or as data.mpp=0.25, or set index.resolution={level: 0}",
+            fix="give it in an `mpp` column of the manifest or as data.mpp=0.25 (predict: --mpp 0.25), or set "
+            "index.resolution={level: 0}",
         )
     wanted = resolution.mpp / mpp
     near = [d for d in slide.downsamples if abs(wanted / d - 1) <= SNAP]

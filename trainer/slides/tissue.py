@@ -65,6 +65,13 @@ class TissueMask:
         area = l0_size**2 / (self.downsample_x * self.downsample_y)
         return np.clip(inside / area, 0, 1).astype(np.float32)
 
+    def touches(self, l0_boxes: np.ndarray) -> np.ndarray:
+        """Whether there is any tissue in boxes: [N, 4] (left, top, right, bottom), level-0 pixels -> [N] bool."""
+        left, right = l0_boxes[:, 0] / self.downsample_x, l0_boxes[:, 2] / self.downsample_x
+        top, bottom = l0_boxes[:, 1] / self.downsample_y, l0_boxes[:, 3] / self.downsample_y
+        inside = self._sum(right, bottom) - self._sum(left, bottom) - self._sum(right, top) + self._sum(left, top)
+        return inside > 1e-6  # of a mask pixel: sums of millions are exact to less
+
     def outlines(self, tolerance_px: float = 0.5) -> list[np.ndarray]:
         """Borders of the tissue, for drawing.
 

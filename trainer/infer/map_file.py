@@ -1,0 +1,183 @@
+"""The map of a slide while it is predicted and until files are made of it: blocks of uint8 in one sparse file.
+
+Beside it `map.json` says what the map was made from, so that a stopped prediction goes on where it was and another
+one's folder is refused. A block is marked as finished once its pixels are on the disk.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer.errors import PredictionError
+from trainer.files import replace_content
+from trainer.infer.blend import BLOCK, Place
+from trainer.locking import flock
+
+NOT_PREDICTED = 255
+"""Class of a pixel that no tile counts at."""
+_SYNC_EVERY_S = 20.0
+"""Work that a failing machine may take with it; a process that is killed loses no finished block of this age."""
+
+
+@dataclass(frozen=True)
+class Hole:
+    """A tile that could not be read; map pixels."""
+
+    x: int
+    y: int
+    side: int
+    why: str
+
+
+class MapFile:
+    """Probabilities of a slide's classes, [C, height, width] uint8, of which most may be missing.
+
+    Of 255; a pixel that is predicted has some class above 0, one that is not has none. Held by one process.
+
+    Args:
+      folder: holds the map and nothing of another one; made where it is missing.
+      size: (width, height) in map pixels.
+      made_from: plain data; equal data gives an equal map.
+    Raises:
+      PredictionError: the folder holds a map made from something else, is not ours, or another process is at it.
+    """
+
+    def __init__(self, folder: Path, size: tuple[int, int], num_classes: int, made_from: dict[str, Any]) -> None:
+        self.folder, self.size, self.num_classes = folder, size, num_classes
+        self._made_from = made_from
+        columns, rows = (-(-n // BLOCK) for n in size)
+        self._block_bytes = num_classes * BLOCK * BLOCK
+        self._start = -(-columns * rows // 4096) * 4096  # before it, a byte for each block: 1 is finished
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(folder)
+        try:
+            self.holes = holes_of(folder, made_from) or []
+            self._write_header()
+            self._file = os.open(folder / "map.blocks", os.O_RDWR | os.O_CREAT, 0o644)
+        except BaseException:
+            os.close(self._lock)
+            raise
+        os.ftruncate(self._file, self._start + columns * rows * self._block_bytes)
+        marks = os.pread(self._file, columns * rows, 0)
+        self._is_finished = np.frombuffer(marks, np.uint8).reshape(rows, columns) == 1
+        self._unmarked: list[Place] = []
+        self._synced = time.monotonic()
+
+    def finished(self) -> set[Place]:
+        """Blocks that are written; those without tissue never are."""
+        return {(int(column), int(row)) for row, column in np.argwhere(self._is_finished)}
+
+    def write(self, place: Place, probabilities: np.ndarray) -> None:
+        """Write a block; [C, BLOCK, BLOCK] float32, NaN where not predicted."""
+        pixels = np.nan_to_num(np.rint(probabilities * 255), nan=0).astype(np.uint8)
+        os.pwrite(self._file, pixels.tobytes(), self._offset(place))
+        self._unmarked.append(place)
+        if time.monotonic() - self._synced > _SYNC_EVERY_S:
+            self.sync()
+
+    def add_hole(self, hole: Hole) -> None:
+        """Note a tile that could not be read; called before the blocks it leaves incomplete are written."""
+        if hole not in self.holes:
+            self.holes.append(hole)
+            self._write_header()
+
+    def sync(self) -> None:
+        """Put what is written on the disk, then mark it as finished."""
+        os.fsync(self._file)
+        for column, row in self._unmarked:
+            self._is_finished[row, column] = True
+            os.pwrite(self._file, b"\1", row * self._is_finished.shape[1] + column)
+        self._unmarked.clear()
+        self._synced = time.monotonic()
+
+    def read(self, x: int, y: int, width: int, height: int, classes: slice = slice(None)) -> np.ndarray:
+        """[C, height, width] uint8 of a region, or of some of its classes; zeros outside the map."""
+        numbers = range(self.num_classes)[classes]
+        region = np.zeros((len(numbers), height, width), np.uint8)
+        for row in range(max(0, y // BLOCK), min(len(self._is_finished), -(-(y + height) // BLOCK))):
+            for column in range(max(0, x // BLOCK), min(self._is_finished.shape[1], -(-(x + width) // BLOCK))):
+                if self._is_finished[row, column]:
+                    left, top = column * BLOCK - x, row * BLOCK - y
+                    target = region[:, max(0, top) : top + BLOCK, max(0, left) : left + BLOCK]
+                    rows, columns = (slice(max(0, -n), max(0, -n) + length)
+                                     for n, length in zip((top, left), target.shape[1:], strict=True))  # fmt: skip
+                    target[:] = self._block((column, row), numbers)[:, rows, columns]
+        return region
+
+    def read_classes(self, x: int, y: int, width: int, height: int) -> np.ndarray:
+        """[height, width] uint8, the most probable class (the first of equals), NOT_PREDICTED where there is none."""
+        probabilities = self.read(x, y, width, height)
+        return np.where(probabilities.any(axis=0), probabilities.argmax(axis=0), NOT_PREDICTED).astype(np.uint8)
+
+    def read_probability(self, number: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+        """[height, width] uint8 of one class."""
+        return self.read(x, y, width, height, slice(number, number + 1))[0]
+
+    def close(self) -> None:
+        """Sync, and let others have the folder."""
+        self.sync()
+        os.close(self._file)
+        os.close(self._lock)
+
+    def remove(self) -> None:
+        """Delete the blocks: whatever was wanted has been made of them. The header stays."""
+        (self.folder / "map.blocks").unlink(missing_ok=True)
+
+    def _write_header(self) -> None:
+        header = {"made_from": self._made_from, "holes": [asdict(hole) for hole in self.holes]}
+        replace_content(self.folder / "map.json", json.dumps(header, indent=1) + "\n")
+
+    def _offset(self, place: Place) -> int:
+        return self._start + (place[1] * self._is_finished.shape[1] + place[0]) * self._block_bytes
+
+    def _block(self, place: Place, numbers: range) -> np.ndarray:
+        """[classes, BLOCK, BLOCK] of consecutive classes, which lie one after the other."""
+        each = BLOCK * BLOCK
+        data = os.pread(self._file, len(numbers) * each, self._offset(place) + numbers.start * each)
+        return np.frombuffer(data, np.uint8).reshape(-1, BLOCK, BLOCK)
+
+
+def _locked(folder: Path) -> int:
+    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise PredictionError(
+            "another process predicts into it", where=str(folder), fix="wait for it, or give another folder with -o"
+        ) from None
+    return lock
+
+
+def holes_of(folder: Path, made_from: dict[str, Any]) -> list[Hole] | None:
+    """Holes of the map that a folder holds or once held; None where there was none.
+
+    Raises:
+      PredictionError: it was made from something else.
+    """
+    path = folder / "map.json"
+    if not path.exists():
+        return None
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+        stored, holes = header["made_from"], [Hole(**hole) for hole in header["holes"]]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise PredictionError(f"cannot be read: {error}", where=str(path), fix=f"rm -r {folder}") from None
+    wanted = json.loads(json.dumps(made_from))  # as it would be read
+    different = [key for key in wanted if wanted[key] != stored.get(key)]
+    if different:
+        key = different[0]
+        raise PredictionError(
+            f"holds a map with another {key}: {stored.get(key)}, not {wanted[key]}",
+            where=str(folder),
+            fix=f"give another folder with -o, or rm -r {folder}",
+        )
+    return holes
