@@ -1,0 +1,78 @@
+"""One slide from file to files: open it, predict its map where that is not done, write what people open."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import PredictionError
+from trainer.infer.map_file import MapFile, holes_of
+from trainer.infer.network import Network
+from trainer.infer.outputs import SUMMARY, write_outputs
+from trainer.infer.plan import plan_tiles
+from trainer.infer.predict import predict_map, unpredicted
+from trainer.infer.slide_view import open_view
+from trainer.slides.identity import slide_hash
+
+
+def predict_slide(
+    slide: Path,
+    network: Network,
+    folder: Path,
+    *,
+    tile: int | None = None,
+    overlap: int | None = None,
+    mpp: float | None = None,
+    threads: int,
+    say: Callable[[str], None],
+    progress: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """Predict one slide into a folder of its own; what is there of it already is kept.
+
+    Args:
+      tile, overlap: map pixels, see `plan_tiles`; None is the largest trained size.
+      mpp: micrometres per level-0 pixel where the slide does not say it.
+      threads: that read the slide.
+      say: told what people should know, a line each.
+      progress: told (tiles done, tiles to do).
+    Returns:
+      what `summary.json` holds.
+    Raises:
+      SlideError: it cannot be opened or read at all. ConfigError: tiles do not fit the overlap.
+      PredictionError: the folder holds something else, or cannot be written.
+    """
+    recipe = replace(network.recipe, mpp=mpp or network.recipe.mpp)
+    tile = tile or recipe.patch_sizes[-1]
+    made_from = {"slide": slide.name, "slide_hash": slide_hash(slide), "tile": tile, "overlap": overlap}
+    made_from |= recipe.to_json()
+    finished = folder / SUMMARY
+    if holes_of(folder, made_from) is not None and finished.exists():
+        say(f"was finished before: {finished}")
+        return json.loads(finished.read_text(encoding="utf-8"))
+    view = open_view(slide, recipe)
+    for note in view.notes:
+        say(note)
+    plan = plan_tiles(view.size, tile, overlap)
+    try:
+        map_file = MapFile(folder, view.size, len(recipe.class_names), made_from)
+        try:
+            todo, all_tiles = len(unpredicted(view, plan, map_file)), len(view.tiles_with_tissue(plan))
+            say(f"{view.size[0]} x {view.size[1]} px, {all_tiles} of {len(plan)} tiles have tissue"
+                + (f", {all_tiles - todo} of them are predicted" if todo < all_tiles else ""))  # fmt: skip
+            predict_map(view, network, plan, map_file, threads=threads, progress=progress)
+            for hole in map_file.holes:
+                say(f"warning: not predicted: {hole.why}")
+            found = write_outputs(folder, map_file, view, recipe.class_names)
+            map_file.remove()
+            return found
+        finally:
+            map_file.close()
+    except OSError as error:
+        raise PredictionError(
+            f"cannot be written: {error}",
+            where=str(folder),
+            fix="free some space or give another folder with -o; run the same command again to go on",
+        ) from None
