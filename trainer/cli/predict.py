@@ -78,8 +78,11 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
     """A job for each slide.
 
     Raises:
-      DataError: two slides would have one folder.
+      DataError: a slide is not there, or two would have one folder.
     """
+    for slide in args.slides:
+        if not slide.exists():
+            raise DataError("there is no such slide", where=str(slide), fix="correct the path")
     stem, times = Counter(slide.stem for slide in args.slides).most_common(1)[0]
     if times > 1:
         raise DataError(

@@ -29,7 +29,7 @@ _SYNC_EVERY_S = 20.0
 
 @dataclass(frozen=True)
 class Hole:
-    """A tile that could not be read; map pixels."""
+    """A square of the map whose pixels could not be read."""
 
     x: int
     y: int
@@ -77,14 +77,15 @@ class MapFile:
 
     def write(self, place: Place, probabilities: np.ndarray) -> None:
         """Write a block; [C, BLOCK, BLOCK] float32, NaN where not predicted."""
-        pixels = np.nan_to_num(np.rint(probabilities * 255), nan=0).astype(np.uint8)
-        os.pwrite(self._file, pixels.tobytes(), self._offset(place))
+        scaled = np.fmax(probabilities, 0)  # of 0 and NaN it takes 0
+        scaled *= 255
+        _write_all(self._file, np.rint(scaled, out=scaled).astype(np.uint8), self._offset(place))
         self._unmarked.append(place)
         if time.monotonic() - self._synced > _SYNC_EVERY_S:
             self.sync()
 
     def add_hole(self, hole: Hole) -> None:
-        """Note a tile that could not be read; called before the blocks it leaves incomplete are written."""
+        """Note what could not be read; called before the blocks that lack it are written."""
         if hole not in self.holes:
             self.holes.append(hole)
             self._write_header()
@@ -143,6 +144,14 @@ class MapFile:
         each = BLOCK * BLOCK
         data = os.pread(self._file, len(numbers) * each, self._offset(place) + numbers.start * each)
         return np.frombuffer(data, np.uint8).reshape(-1, BLOCK, BLOCK)
+
+
+def _write_all(file: int, pixels: np.ndarray, offset: int) -> None:
+    """A nearly full disk takes a part; the next call says why."""
+    data = memoryview(pixels).cast("B")
+    while data:
+        written = os.pwrite(file, data, offset)
+        data, offset = data[written:], offset + written
 
 
 def _locked(folder: Path) -> int:

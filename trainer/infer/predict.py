@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -19,6 +20,8 @@ from trainer.infer.slide_view import SlideView
 
 _BATCH_PX = 1 << 20
 """Pixels of a batch: one tile of 1024 px, or 16 of 256 px. Fewer leave cores idle, more only take memory."""
+_PART = 256
+"""Side of the squares that a tile is read in where it cannot be read whole: that of most slides' own tiles."""
 _READ_AHEAD, _WRITE_BEHIND = 3, 2
 """Batches that are read before the network wants them, and that may wait to be written."""
 
@@ -38,7 +41,7 @@ def predict_map(
     threads: int,
     progress: Callable[[int, int], None],
 ) -> None:
-    """Predict what a map still lacks. Tiles that cannot be read become its holes.
+    """Predict what a map still lacks. What cannot be read of the slide becomes holes of the map.
 
     Args:
       threads: that read.
@@ -55,12 +58,12 @@ def predict_map(
     done = num_unread = 0
     with ThreadPoolExecutor(1, "write") as writer:
         for batch, images in zip(batches, read_ahead(jobs, threads, _READ_AHEAD), strict=True):
-            probabilities = _predicted(network, images, (batch_size, plan.tile))
+            probabilities = _predicted(network, images, batch_size)
             writing.append(writer.submit(_write, batch, images, probabilities, blender, map_file))
             if len(writing) > _WRITE_BEHIND:
                 writing.popleft().result()
             done += len(batch)
-            num_unread += sum(isinstance(image, Hole) for image in images)
+            num_unread += sum(image.counts is not None and not image.counts.any() for image in images)
             progress(done, len(tiles))
         for future in writing:
             future.result()
@@ -73,33 +76,60 @@ def predict_map(
         )
 
 
-def _read(view: SlideView, plan: TilePlan, tile: int) -> np.ndarray | Hole:
+@dataclass(frozen=True)
+class _Image:
+    """A tile as it was read.
+
+    Args:
+      pixels: [P, P, 3] uint8, white in the holes.
+      counts: [P, P] bool, False in and near the holes; None where there are none.
+    """
+
+    pixels: np.ndarray
+    holes: tuple[Hole, ...] = ()
+    counts: np.ndarray | None = None
+
+
+def _read(view: SlideView, plan: TilePlan, tile: int) -> _Image:
     x, y = plan.origin(tile)
     try:
-        return view.read(x, y, plan.tile)
-    except SlideError as error:
-        return Hole(x, y, plan.tile, error.what)
+        return _Image(view.read(x, y, plan.tile))
+    except SlideError:
+        return _read_around_holes(view, plan, x, y)
 
 
-def _predicted(network: Network, images: Sequence[np.ndarray | Hole], shape: tuple[int, int]) -> np.ndarray:
-    """[B, P, P, C] float32 for (B, P): always the same, as a network is compiled for one shape. Holes are black."""
-    batch_size, tile = shape
-    batch = np.zeros((batch_size, tile, tile, 3), np.uint8)
-    for target, image in zip(batch, images, strict=False):
-        if not isinstance(image, Hole):
-            target[:] = image
+def _read_around_holes(view: SlideView, plan: TilePlan, x: int, y: int) -> _Image:
+    """A tile in parts: squares of a grid on the map, so that tiles which share a hole agree on it.
+
+    Pixels beside a hole count as little as those beside the cut edge of a tile.
+    """
+    pixels = np.full((plan.tile, plan.tile, 3), 255, np.uint8)
+    counts, holes, margin = np.ones(pixels.shape[:2], bool), [], -(-plan.columns.overlap // 2)
+    for top in range(y // _PART * _PART, y + plan.tile, _PART):
+        for left in range(x // _PART * _PART, x + plan.tile, _PART):
+            try:
+                part = view.read(left, top, _PART)[max(0, y - top) :, max(0, x - left) :]
+                target = pixels[max(0, top - y) : top - y + _PART, max(0, left - x) : left - x + _PART]
+                target[:] = part[: target.shape[0], : target.shape[1]]
+            except SlideError as error:
+                holes.append(Hole(left, top, _PART, error.what))
+                rows, columns = (slice(max(0, n - margin), n + _PART + margin) for n in (top - y, left - x))
+                counts[rows, columns] = False
+    return _Image(pixels, tuple(holes), counts)
+
+
+def _predicted(network: Network, images: Sequence[_Image], batch_size: int) -> np.ndarray:
+    """[B, P, P, C] float32, with always the same B: a network is compiled for one shape."""
+    batch = np.zeros((batch_size, *images[0].pixels.shape), np.uint8)
+    np.stack([image.pixels for image in images], out=batch[: len(images)])
     return network(batch)
 
 
 def _write(
-    tiles: Sequence[int],
-    images: Sequence[np.ndarray | Hole],
-    probabilities: np.ndarray,
-    blender: Blender,
-    map_file: MapFile,
+    tiles: Sequence[int], images: Sequence[_Image], probabilities: np.ndarray, blender: Blender, map_file: MapFile
 ) -> None:
     for tile, image, values in zip(tiles, images, probabilities, strict=False):
-        if isinstance(image, Hole):
-            map_file.add_hole(image)
-        for place, block in blender.add(tile, None if isinstance(image, Hole) else values):
+        for hole in image.holes:
+            map_file.add_hole(hole)
+        for place, block in blender.add(tile, values, image.counts):
             map_file.write(place, block)

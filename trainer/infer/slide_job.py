@@ -63,8 +63,8 @@ def predict_slide(
             say(f"{view.size[0]} x {view.size[1]} px, {all_tiles} of {len(plan)} tiles have tissue"
                 + (f", {all_tiles - todo} of them are predicted" if todo < all_tiles else ""))  # fmt: skip
             predict_map(view, network, plan, map_file, threads=threads, progress=progress)
-            for hole in map_file.holes:
-                say(f"warning: not predicted: {hole.why}")
+            for why in dict.fromkeys(hole.why for hole in map_file.holes):
+                say(f"warning: left out: {why}")
             found = write_outputs(folder, map_file, view, recipe.class_names)
             map_file.remove()
             return found
