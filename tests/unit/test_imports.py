@@ -30,7 +30,7 @@ ROOMS = {
     "imagecodecs": {"slides", "stores"},
     "simplejpeg": {"slides", "stores"},
     "openslide": {"slides"},
-    "tifffile": {"slides"},
+    "tifffile": {"slides", "infer/pyramid.py"},
     "matplotlib": {"evaluate", "bench", "experiments", "scaling"},
     "pyarrow": {"patches"},
 }
