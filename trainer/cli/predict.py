@@ -36,11 +36,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tile", type=count, metavar="PX", help="side of a tile (default: the largest trained size)")
     parser.add_argument(
         "--overlap",
-        type=int,
+        type=pixels,
         metavar="PX",
         help="pixels over which neighbouring tiles blend; they share twice as many (default: an eighth of a tile)",
     )
-    parser.add_argument("--mpp", type=float, metavar="UM", help="um per level-0 pixel of slides that do not say theirs")
+    parser.add_argument(
+        "--mpp", type=micrometres, metavar="UM", help="um per level-0 pixel of slides that do not say theirs"
+    )
+
+
+def pixels(text: str) -> int:
+    """An overlap, which may be 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is not a number of pixels, 0 or more")
+    return int(text)
+
+
+def micrometres(text: str) -> float:
+    """The size of a pixel."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 100:
+        raise argparse.ArgumentTypeError(f"{text} is not a size in um, such as 0.25")
+    return value
 
 
 @dataclass(frozen=True)

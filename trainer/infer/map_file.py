@@ -148,7 +148,7 @@ class MapFile:
 
 def _write_all(file: int, pixels: np.ndarray, offset: int) -> None:
     """A nearly full disk takes a part; the next call says why."""
-    data = memoryview(pixels).cast("B")
+    data = pixels.data.cast("B")
     while data:
         written = os.pwrite(file, data, offset)
         data, offset = data[written:], offset + written
