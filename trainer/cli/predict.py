@@ -123,7 +123,7 @@ def predict(job: Job) -> Outcome:
         print(f"{job.slide.name}: {line}", flush=True)
 
     network = _network(job.run)
-    alone = detect_world(os.environ) is None
+    world = detect_world(os.environ)
     try:
         predict_slide(
             job.slide,
@@ -134,7 +134,7 @@ def predict(job: Job) -> Outcome:
             mpp=job.mpp,
             threads=my_threads().intra_op,
             say=say,
-            progress=ProgressLines("tiles", active=alone),
+            progress=ProgressLines("tiles", active=world is None or world.world_size == 1),
         )
     except WidefieldError as error:
         say(f"failed: {error.what}")

@@ -122,6 +122,10 @@ class MapFile:
         """[height, width] uint8 of one class."""
         return self.read(x, y, width, height, slice(number, number + 1))[0]
 
+    def has_predictions(self) -> bool:
+        """Whether any pixel is predicted."""
+        return any(self._block(place, range(self.num_classes)).any() for place in self.finished())
+
     def close(self) -> None:
         """Sync, and let others have the folder."""
         self.sync()

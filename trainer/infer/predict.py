@@ -47,7 +47,7 @@ def predict_map(
       threads: that read.
       progress: told (tiles done, all that were to do) after each batch.
     Raises:
-      SlideError: no tile at all can be read.
+      SlideError: nothing at all can be read.
     """
     tiles = unpredicted(view, plan, map_file)
     blender = Blender(plan, tiles, map_file.num_classes, map_file.finished())
@@ -55,7 +55,7 @@ def predict_map(
     batches = [tiles[i : i + batch_size] for i in range(0, len(tiles), batch_size)]
     jobs = ([partial(_read, view, plan, tile) for tile in batch] for batch in batches)
     writing: deque[Future[None]] = deque()
-    done = num_unread = 0
+    done = 0
     with ThreadPoolExecutor(1, "write") as writer:
         for batch, images in zip(batches, read_ahead(jobs, threads, _READ_AHEAD), strict=True):
             probabilities = _predicted(network, images, batch_size)
@@ -63,16 +63,15 @@ def predict_map(
             if len(writing) > _WRITE_BEHIND:
                 writing.popleft().result()
             done += len(batch)
-            num_unread += sum(image.counts is not None and not image.counts.any() for image in images)
             progress(done, len(tiles))
         for future in writing:
             future.result()
     map_file.sync()
-    if tiles and num_unread == len(tiles):
+    if map_file.holes and not map_file.has_predictions():
         raise SlideError(
-            f"none of its {len(tiles)} tiles can be read; the first: {map_file.holes[0].why}",
+            f"nothing of its tissue can be read; the first part: {map_file.holes[0].why}",
             where=str(view.slide.path),
-            fix="copy the file again from its source",
+            fix=f"copy the file again from its source, then rm -r {map_file.folder}",
         )
 
 

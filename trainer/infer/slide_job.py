@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from trainer.errors import PredictionError
 from trainer.infer.map_file import MapFile, holes_of
 from trainer.infer.network import Network
 from trainer.infer.outputs import SUMMARY, write_outputs
-from trainer.infer.plan import plan_tiles
+from trainer.infer.plan import TilePlan, plan_tiles
 from trainer.infer.predict import predict_map, unpredicted
-from trainer.infer.slide_view import open_view
+from trainer.infer.slide_view import SlideView, open_view
 from trainer.slides.identity import slide_hash
 
 
@@ -57,22 +58,25 @@ def predict_slide(
         say(note)
     plan = plan_tiles(view.size, tile, overlap)
     try:
-        map_file = MapFile(folder, view.size, len(recipe.class_names), made_from)
-        try:
-            todo, all_tiles = len(unpredicted(view, plan, map_file)), len(view.tiles_with_tissue(plan))
-            say(f"{view.size[0]} x {view.size[1]} px, {all_tiles} of {len(plan)} tiles have tissue"
-                + (f", {all_tiles - todo} of them are predicted" if todo < all_tiles else ""))  # fmt: skip
+        with closing(MapFile(folder, view.size, len(recipe.class_names), made_from)) as map_file:
+            say(_what_there_is_to_do(view, plan, map_file))
             predict_map(view, network, plan, map_file, threads=threads, progress=progress)
             for why in dict.fromkeys(hole.why for hole in map_file.holes):
                 say(f"warning: left out: {why}")
+            say("is predicted; writing the files")
             found = write_outputs(folder, map_file, view, recipe.class_names)
             map_file.remove()
             return found
-        finally:
-            map_file.close()
     except OSError as error:
         raise PredictionError(
             f"cannot be written: {error}",
             where=str(folder),
             fix="free some space or give another folder with -o; run the same command again to go on",
         ) from None
+
+
+def _what_there_is_to_do(view: SlideView, plan: TilePlan, map_file: MapFile) -> str:
+    with_tissue = len(view.tiles_with_tissue(plan))
+    done = with_tissue - len(unpredicted(view, plan, map_file))
+    width, height = view.size
+    return f"{width} x {height} px, {with_tissue} of {len(plan)} tiles have tissue, {done} of them are predicted"
