@@ -140,6 +140,14 @@ def test_outlines_match_the_class_map_to_one_pixel(blobs: np.ndarray, downsample
         assert (got != is_class).mean() < 0.01
 
 
+@pytest.mark.parametrize("share", [0.5, 0.6, 0.75])
+def test_outlines_of_noise_are_valid(share: float) -> None:
+    noise = (np.random.default_rng(0).random((150, 150)) < share).astype(np.uint8)
+    found = found_in(noise, downsample=3.9987, min_area_px=1)
+    assert all(region.polygon.is_valid for region in found)
+    assert sum(region.area_px for region in found) == noise.sum()
+
+
 def test_where_blocks_end_shows_nowhere(blobs: np.ndarray) -> None:
     probability = np.random.default_rng(1).integers(0, 256, blobs.shape, np.uint8)
     assert found_in(blobs, probability, block_px=64) == found_in(blobs, probability, block_px=1000)
