@@ -175,6 +175,17 @@ def test_a_damaged_tile_is_a_hole_with_its_place_and_the_rest_is_predicted(
     assert holes_of(tmp_path / "a", MADE_FROM) == maps[1].holes, "a later look still knows of them"
 
 
+def test_where_damage_hides_the_tissue_everything_is_predicted_and_that_is_said(tmp_path: Path) -> None:
+    pixels = np.full((600, 500, 3), PINK, np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, tile=(256, 256), compression="jpeg", photometric="rgb")
+    view = open_view(damaged(tmp_path / "a.tif", tmp_path / "b.tif", 300, 300), recipe())
+    (note,) = view.notes
+    assert note.startswith("tissue cannot be found, so everything is predicted: the tile in column 1, row 1")
+    plan = plan_tiles(view.size, 96)
+    assert view.tiles_with_tissue(plan) == list(range(len(plan)))
+    assert (view.thumbnail()[0][300, 300] == 255).all() and (view.thumbnail()[0][30, 30] < 255).any()
+
+
 def test_a_slide_of_which_nothing_can_be_read_is_an_error(
     slide: Path, network: Convolutions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

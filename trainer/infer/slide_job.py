@@ -63,7 +63,7 @@ def predict_slide(
             predict_map(view, network, plan, map_file, threads=threads, progress=progress)
             for why in dict.fromkeys(hole.why for hole in map_file.holes):
                 say(f"warning: left out: {why}")
-            say("is predicted; writing the files")
+            say("writing the files")
             found = write_outputs(folder, map_file, view, recipe.class_names)
             map_file.remove()
             return found
