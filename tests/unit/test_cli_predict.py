@@ -25,6 +25,14 @@ def test_every_slide_has_a_folder_of_its_own(tmp_path: Path) -> None:
         jobs(tmp_path / "a.svs", tmp_path / "sub" / "a.svs")
 
 
+def test_tasks_of_an_array_share_out_the_slides(tmp_path: Path) -> None:
+    slides = [tmp_path / f"{name}.tif" for name in "abcde"]
+    for slide in slides:
+        slide.touch()
+    parts = [[j.slide for j in jobs(*slides, "--task", f"{task}/2")] for task in (0, 1)]
+    assert parts == [slides[::2], slides[1::2]]
+
+
 def test_a_misspelt_slide_is_told_before_any_is_predicted(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"b\.svs: there is no such slide"):
         jobs(tmp_path / "b.svs")

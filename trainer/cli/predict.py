@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.cli.common import count
+from trainer.cli.common import count, parse_task
 from trainer.cli.progress import ProgressLines
 from trainer.errors import DataError, SlideError, WidefieldError
 
@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PX",
         help="pixels over which neighbouring tiles blend; they share twice as many (default: an eighth of a tile)",
     )
+    parser.add_argument("--task", type=parse_task, metavar="I/N", help="only slides I, I+N, I+2N, ... of those given")
     parser.add_argument(
         "--mpp", type=micrometres, metavar="UM", help="um per level-0 pixel of slides that do not say theirs"
     )
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def jobs_of(args: argparse.Namespace) -> list[Job]:
-    """A job for each slide.
+    """A job for each slide, or for each of this task of a job array.
 
     Raises:
       DataError: a slide is not there, or two would have one folder.
@@ -110,7 +111,9 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
             where="predict",
             fix="predict them one after the other with different folders (-o)",
         )
-    return [Job(args.run_dir, s, args.output / s.stem, args.tile, args.overlap, args.mpp) for s in args.slides]
+    task, num_tasks = args.task or (0, 1)
+    slides = args.slides[task::num_tasks]
+    return [Job(args.run_dir, s, args.output / s.stem, args.tile, args.overlap, args.mpp) for s in slides]
 
 
 def predict(job: Job) -> Outcome:
