@@ -50,6 +50,7 @@ def test_a_sweep_trains_each_run_once_and_ranks_them(config_file: Path) -> None:
     assert written(folder) == before
 
 
+@pytest.mark.long  # test-slurm has a cross-validation as an array
 def test_a_crossvalidation_trains_each_fold_once_from_patches_that_were_found_once(config_file: Path) -> None:
     command = ["crossval", config_file, "--folds", "2"]
     must_pass(widefield(*command))
