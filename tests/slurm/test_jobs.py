@@ -169,9 +169,10 @@ def test_a_run_is_scored_again_by_a_job(cluster: Cluster, project: Path, finishe
     assert [r["common_miou"] for r in rows] == [s["common_miou"] for s in report["stages"]]
 
 
-def test_an_array_predicts_every_slide_once(cluster: Cluster, project: Path, finished: dict[str, Path]) -> None:
-    slides, out = sorted(project.glob("data/**/*.tif")), project / "predictions"
-    slides = [slide for slide in slides if "mask" not in slide.name][:3]
+def test_an_array_predicts_every_slide_once(
+    cluster: Cluster, project: Path, shared_slides: Path, finished: dict[str, Path]
+) -> None:
+    slides, out = sorted(shared_slides.glob("**/*.tif"))[:3], project / "predictions"
     arguments = [finished["undisturbed"], *slides, "-o", out, "--tile", "128"]
     status, log = sbatch(cluster, project, "--array=0-1", "slurm/predict.sbatch", *arguments)
     assert status == 0, log
