@@ -114,7 +114,11 @@ def _segments(calls: list[Call], sizes: dict[int, float]) -> list[list[Call]]:
     Args:
       sizes: bytes, in any unit, of what each call makes, by `Call.output`.
     """
-    insides = [_insides(calls, sizes, stop) for stop in range(len(calls) + 1)]
+    readers = defaultdict(list)
+    for call in calls:
+        for i in tf.nest.flatten(call.inputs):
+            readers[i].append(call.layer)
+    insides = [_insides(calls[:stop], sizes, readers) for stop in range(len(calls) + 1)]
     passing = _passing(calls)
     kept = [[sum(sizes[i] for i in after - before) for before in passing] for after in passing]
     low, high = 0.0, insides[-1][0]
@@ -161,14 +165,14 @@ def _passing(calls: list[Call]) -> list[set[int]]:
     return passing
 
 
-def _insides(calls: list[Call], sizes: dict[int, float], stop: int) -> list[float]:
-    """What the calls from each start up to `stop` hold while they are computed again and their gradients are made."""
-    readers = defaultdict(list)
-    for call in calls:
-        for i in tf.nest.flatten(call.inputs):
-            readers[i].append(call.layer)
+def _insides(calls: list[Call], sizes: dict[int, float], readers: dict[int, list[keras.layers.Layer]]) -> list[float]:
+    """What the calls from each one to the last hold while they are computed again and their gradients are made.
+
+    Args:
+      readers: the layers that take each tensor, also those that come later.
+    """
     kept, largest, insides = 0.0, 0.0, []
-    for call in reversed(calls[:stop]):
+    for call in reversed(calls):
         if not all(isinstance(layer, _NEEDS_NO_INPUT) for layer in readers[call.output]):
             kept += sizes[call.output]
         kept += max(len(readers[call.output]) - 1, 0) * sizes[call.output]  # gradients that wait to be added up
