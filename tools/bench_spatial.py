@@ -3,7 +3,7 @@
 Every setting is measured whole and shared in turns, each in fresh processes (`trainer/bench/memory_step.py`). What
 patches ranks of some memory can share is modelled from the network's graph. Writes results/spatial/PROCESSOR/; an hour.
 
-  python tools/bench_spatial.py [settings] [largest] [model]      these anew, the others stay
+  python tools/bench_spatial.py [settings] [largest] [points] [model]      these anew, the others stay
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ STEPS = 3
 GIGABYTES = (8, 24, 80, 192)
 RANKS = (1, 2, 4, 8, 16, 32)
 MODELLED = ("resnet50", "mixed_bfloat16", "blocks")
+POINTS = ((2048, 1), (4096, 1), (2048, 2), (4096, 2))
+"""Patch sizes and ranks at which MODELLED is measured."""
 
 
 def measured(
@@ -85,11 +87,18 @@ def largest() -> dict[str, Any]:
     return {"step": measured(*LARGEST, 2, 1, environment=EXACT), "environment": EXACT}
 
 
-def model() -> dict[str, Any]:
-    """The largest patch that some ranks of some memory can share."""
+def points() -> dict[str, Any]:
+    """What the modelled setting takes where it fits here, and what the model says."""
+    backbone, precision, recompute = MODELLED
+    peak = modelled_peak()[1]
+    steps = [(size, ranks, measured(backbone, size, precision, recompute, ranks, 1)) for size, ranks in POINTS]
+    return {"points": [{"predicted_gb": peak(size, ranks), **step} for size, ranks, step in steps if step]}
+
+
+def modelled_peak() -> tuple[Any, Callable[[int, int], float]]:
+    """The network of MODELLED, and the GB of a rank by (patch size, ranks that share it)."""
     from trainer.config.schema import ModelConfig
     from trainer.models import build_model
-    from trainer.models.halos import halos_of
     from trainer.models.keras import keras
     from trainer.models.memory import predicted_peak_bytes
 
@@ -101,6 +110,15 @@ def model() -> dict[str, Any]:
     def peak(patch_size: int, ranks: int) -> float:
         world = {"world_size": ranks, "spatial": ranks}
         return predicted_peak_bytes(network, patch_size, 1, recompute=recompute == "blocks", **options, **world) / 1e9
+
+    return network, peak
+
+
+def model() -> dict[str, Any]:
+    """The largest patch that some ranks of some memory can share."""
+    from trainer.models.halos import halos_of
+
+    network, peak = modelled_peak()
 
     def largest(ranks: int) -> list[int]:
         """For each memory. Nearly all of it grows with the patch's pixels: a line through two sizes; 0 if too thin."""
@@ -126,14 +144,13 @@ def draw(result: dict[str, Any], path: Path) -> None:
     for column, gigabytes in enumerate(modelled["gigabytes"]):
         sizes = [row[column] or math.nan for row in modelled["largest_px"]]
         axes.plot(modelled["ranks"], sizes, "--o", ms=3, label=f"{gigabytes} GB per rank (modelled)")
-    settings = result.get("settings", {"ways": []})["ways"]
-    points = [way for ways in settings for name, way in ways.items() if name != "two_whole"]
-    for point in filter(None, [*points, result.get("largest", {"step": None})["step"]]):
+    largest = result.get("largest", {"step": None})["step"]
+    for point in [*result.get("points", {"points": []})["points"], *filter(None, [largest])]:
         ranks, size = point["ranks_per_patch"], point["patch_size"]
-        label = f"{point['peak_memory_gb']:.1f} GB"
+        other = f" ({point['backbone']})" if point is largest else ""
         axes.plot(ranks, size, "k*", ms=9)
-        above = point["backbone"] == "resnet50"
-        axes.annotate(label, (ranks, size), (8, 5 if above else -4), textcoords="offset points", fontsize=7)
+        label = f"{point['peak_memory_gb']:.1f} GB{other}"
+        axes.annotate(label, (ranks, size), (8, -4), textcoords="offset points", fontsize=8)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     axes.set_xticks(modelled["ranks"], modelled["ranks"])
@@ -141,7 +158,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes.set_yticks(ticks, ticks)
     axes.set_xlabel("ranks that share a patch")
     axes.set_ylabel("largest patch (px)")
-    axes.set_title(f"lines: {', '.join(modelled['setting'])}\nstars: measured, in the settings of the text", fontsize=9)
+    axes.set_title(f"lines: {', '.join(modelled['setting'])}\nstars: measured", fontsize=9)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     for suffix in ("png", "svg"):
@@ -169,7 +186,7 @@ def row(ways: dict[str, Any]) -> str:
 
 def render(result: dict[str, Any]) -> str:
     """The folder's README: the parts that were measured on this kind of processor."""
-    parts = {"settings": render_settings, "largest": render_largest, "model": render_model}
+    parts = {"settings": render_settings, "largest": render_largest, "model": render_model, "points": render_points}
     first = next(iter(result.values()))
     texts = [text(result[name]) for name, text in parts.items() if name in result]
     missing = ", ".join(parts.keys() - result.keys())
@@ -214,7 +231,7 @@ def render_model(part: dict[str, Any]) -> str:
     ]
     return f"""**Modelled** (commit {part["commit"]}). The largest patch that ranks can share, in multiples of 256 px:
 {backbone}, {precision}, recompute {recompute}, by the memory model (`trainer/models/memory/`), with slabs of at least
-the largest halo. Stars: measured.
+the largest halo. Stars: measured, {LARGEST[0]} as above, the others below.
 
 ![largest patch against ranks](largest.png)
 
@@ -223,12 +240,24 @@ the largest halo. Stars: measured.
 {chr(10).join(table)}"""
 
 
+def render_points(part: dict[str, Any]) -> str:
+    rows = [
+        f"| {p['patch_size']} px | {p['ranks_per_patch']} | {p['peak_memory_gb']:.2f} | {p['predicted_gb']:.2f} |"
+        for p in part["points"]
+    ]
+    return f"""**Measured** (commit {part["commit"]}, {part["date"]}), GB of the rank that has most:
+
+| patch | ranks | measured | modelled |
+| ---: | ---: | ---: | ---: |
+{chr(10).join(rows)}"""
+
+
 def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     file = OUT / "bench.json"
     result = json.loads(file.read_text()) if file.exists() else {}
     about = {"commit": commit(), "date": time.strftime("%Y-%m-%d"), "machine": machine()}
-    parts = {"settings": settings, "largest": largest, "model": model}
+    parts = {"settings": settings, "largest": largest, "points": points, "model": model}
     for name in sys.argv[1:] or parts:
         result[name] = {**parts[name](), **about}
         replace_content(file, json.dumps(result, indent=1) + "\n")

@@ -15,7 +15,7 @@ from trainer.train.checkpoints import latest_checkpoint
 
 LAYERS, NETWORK = (Path(__file__).with_name(f"spatial{name}_main.py") for name in ("_layers", ""))
 SPLIT = {"spatial": 2}
-long = pytest.mark.long
+long = (pytest.mark.long, pytest.mark.timeout(900))
 
 
 @pytest.mark.parametrize(
