@@ -129,7 +129,7 @@ def test_what_cannot_be_shared_is_refused_before_the_first_step(tiny_slides: Pat
     assert "a patch of at least 576 px" in thin.stderr
 
 
-@long
+@pytest.mark.long
 def test_a_run_with_shared_patches_goes_on_without_and_the_other_way_round(tiny_slides: Path, tmp_path: Path) -> None:
     stages = [{"patch_size": 576, "local_batch_size": 1, "steps": 1, "parallel": SPLIT}]
     evaluation = {"max_patches": 1, "max_regions": 1, "figure_regions": 0}
