@@ -82,3 +82,15 @@ def manifest(folder: Path, *rows: str, header: str = "slide,annotation,patient,c
     path = folder / "slides.csv"
     path.write_text("\n".join([header, *rows]) + "\n")
     return path
+
+
+def damaged(source: Path, path: Path, l0_x: int, l0_y: int) -> Path:
+    """A copy of a tiled TIFF with zeros where the level-0 tile with this pixel was."""
+    with tifffile.TiffFile(source) as file:
+        page = file.pages[0].aspage()
+        number = l0_y // page.tilelength * -(-page.imagewidth // page.tilewidth) + l0_x // page.tilewidth
+        offset, num_bytes = page.dataoffsets[number], page.databytecounts[number]
+    data = bytearray(source.read_bytes())
+    data[offset : offset + num_bytes] = bytes(num_bytes)
+    path.write_bytes(data)
+    return path

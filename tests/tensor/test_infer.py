@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from small_slides import GLASS, PINK
+from small_slides import GLASS, PINK, damaged
 
 from trainer.config.schema import ResolutionConfig, StainConfig, TissueConfig
 from trainer.errors import PredictionError, SlideError
@@ -16,6 +17,7 @@ from trainer.infer.network import Recipe
 from trainer.infer.plan import TilePlan, plan_tiles
 from trainer.infer.predict import predict_map, unpredicted
 from trainer.infer.slide_view import SlideView, open_view
+from trainer.infer.tiles import predict_here
 from trainer.models.keras import keras, tf
 
 REACH = 5
@@ -75,7 +77,7 @@ class FloatMap:
 
 
 def predict(view: SlideView, network, plan: TilePlan, map_file, progress=lambda done, total: None) -> None:
-    predict_map(view, network, plan, map_file, threads=2, progress=progress)
+    predict_map(view, partial(predict_here, network, 2), plan, map_file, progress=progress)
 
 
 @pytest.fixture
@@ -138,18 +140,6 @@ def test_a_stopped_prediction_goes_on_and_ends_with_the_same_bytes(
     parts.close()
     assert (tmp_path / "parts" / "map.blocks").read_bytes() == (tmp_path / "whole" / "map.blocks").read_bytes()
     assert len(network.shapes) == 1, "a network is compiled for one shape"
-
-
-def damaged(source: Path, path: Path, l0_x: int, l0_y: int) -> Path:
-    """A copy with zeros where the level-0 tile with this pixel was."""
-    with tifffile.TiffFile(source) as file:
-        page = file.pages[0].aspage()
-        number = l0_y // page.tilelength * -(-page.imagewidth // page.tilewidth) + l0_x // page.tilewidth
-        offset, num_bytes = page.dataoffsets[number], page.databytecounts[number]
-    data = bytearray(source.read_bytes())
-    data[offset : offset + num_bytes] = bytes(num_bytes)
-    path.write_bytes(data)
-    return path
 
 
 def test_a_damaged_tile_is_a_hole_with_its_place_and_the_rest_is_predicted(

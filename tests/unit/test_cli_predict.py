@@ -6,7 +6,7 @@ import pytest
 
 from trainer.cli.main import make_parser, parse
 from trainer.cli.predict import Outcome, jobs_of, raise_failures
-from trainer.errors import DataError, SlideError
+from trainer.errors import DataError, SlideError, StoppedBySignal
 
 
 def jobs(*argv: object) -> list:
@@ -52,3 +52,5 @@ def test_slides_that_failed_are_listed_and_those_alone() -> None:
         raise_failures([Outcome(Path("a.svs"), None), Outcome(Path("b.svs"), bad)])
     with pytest.raises(SlideError, match=r"(?s)2 of 3 slides are not predicted:\n  b\.svs: is cut short\n  c\.svs"):
         raise_failures([Outcome(Path("a.svs"), None), Outcome(Path("b.svs"), bad), Outcome(Path("c.svs"), bad)])
+    with pytest.raises(StoppedBySignal, match="1 of 2 slides are not finished; run the same command again"):
+        raise_failures([Outcome(Path("a.svs"), bad), Outcome(Path("b.svs"), StoppedBySignal())])

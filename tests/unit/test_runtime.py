@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from trainer.errors import SlideError
 from trainer.runtime import SingleComm, World, detect_world, on_root
+from trainer.runtime.pool import MpiWorkers
 
 
 @pytest.mark.parametrize(
@@ -65,3 +69,22 @@ def test_commands_that_need_no_tensorflow_do_not_import_it(arguments: list[str])
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)
+
+
+def test_a_pool_gives_results_in_order_and_takes_items_as_they_are_wanted() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(100):
+            taken.append(number)
+            yield number
+
+    def square(number: int) -> int:
+        time.sleep(0.01 * (number % 2 == 0))  # the second is done before the first
+        return number**2
+
+    with ThreadPoolExecutor(2) as executor:
+        results = MpiWorkers(executor, 2).in_order(square, items())
+        assert [next(results) for _ in range(5)] == [0, 1, 4, 9, 16]
+        results.close()
+    assert len(taken) <= 5 + 4, "two per worker are under way"

@@ -21,6 +21,7 @@ from trainer.files import replace_content
 from trainer.infer.blend import BLOCK, Place
 from trainer.locking import flock
 
+_BLOCKS = "map.blocks"
 NOT_PREDICTED = 255
 """Class of a pixel that no tile counts at."""
 _SYNC_EVERY_S = 20.0
@@ -61,7 +62,7 @@ class MapFile:
         try:
             self.holes = holes_of(folder, made_from) or []
             self._write_header()
-            self._file = os.open(folder / "map.blocks", os.O_RDWR | os.O_CREAT, 0o644)
+            self._file = os.open(folder / _BLOCKS, os.O_RDWR | os.O_CREAT, 0o644)
         except BaseException:
             os.close(self._lock)
             raise
@@ -132,10 +133,6 @@ class MapFile:
         os.close(self._file)
         os.close(self._lock)
 
-    def remove(self) -> None:
-        """Delete the blocks: whatever was wanted has been made of them. The header stays."""
-        (self.folder / "map.blocks").unlink(missing_ok=True)
-
     def _write_header(self) -> None:
         header = {"made_from": self._made_from, "holes": [asdict(hole) for hole in self.holes]}
         replace_content(self.folder / "map.json", json.dumps(header, indent=1) + "\n")
@@ -168,6 +165,11 @@ def _locked(folder: Path) -> int:
             "another process predicts into it", where=str(folder), fix="wait for it, or give another folder with -o"
         ) from None
     return lock
+
+
+def remove_blocks(folder: Path) -> None:
+    """Delete a map: whatever was wanted has been made of it. The header stays."""
+    (folder / _BLOCKS).unlink(missing_ok=True)
 
 
 def holes_of(folder: Path, made_from: dict[str, Any]) -> list[Hole] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -49,3 +50,19 @@ class Network(Protocol):
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """uint8 RGB [B, P, P, 3] -> probabilities float32 [B, P, P, C], which add up to 1 at each pixel."""
+
+
+class LazyNetwork:
+    """A network that is built when its first tiles come: a slide that is finished does not need it.
+
+    Args:
+      recipe: the one it will have.
+    """
+
+    def __init__(self, recipe: Recipe, build: Callable[[], Network]) -> None:
+        self.recipe, self._build = recipe, build
+        self._network: Network | None = None
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        self._network = self._network or self._build()
+        return self._network(images)

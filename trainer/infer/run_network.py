@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 
 from trainer.config import Config
-from trainer.config.schema import ResolutionConfig
 from trainer.infer.network import Recipe
+from trainer.infer.run_recipe import recipe_of, scored_checkpoint
 from trainer.models import build_model
 from trainer.models.keras import keras, tf
-from trainer.patches.index import read_slide_infos
 from trainer.train.checkpoint import load_scored_weights
-from trainer.train.checkpoints import checkpoint_path, latest_checkpoint, read_best
 
 
 class RunNetwork:
@@ -26,45 +24,26 @@ class RunNetwork:
     """
 
     def __init__(self, config: Config, run: Path) -> None:
-        best = read_best(run)
-        path = checkpoint_path(run, best.step) if best else latest_checkpoint(run)[0]
-        model = build_model(config.model, len(config.data.classes), read_weights=False)
-        load_scored_weights(path, model)
-        self.recipe = recipe_of(config, path)
-        self._probabilities = _compiled(model)
+        model, self.recipe = scored_model(config, run)
+        self._probabilities = probabilities_by(partial(model, training=False))
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        return self._probabilities(tf.constant(images)).numpy()
+        return self._probabilities(images)
 
 
-def _compiled(model: keras.Model) -> tf.types.experimental.GenericFunction:
+def scored_model(config: Config, run: Path) -> tuple[keras.Model, Recipe]:
+    """A run's network with the weights that its scores are of. Raises as `RunNetwork`."""
+    checkpoint = scored_checkpoint(run)
+    model = build_model(config.model, len(config.data.classes), read_weights=False)
+    load_scored_weights(checkpoint, model)
+    return model, recipe_of(config, checkpoint)
+
+
+def probabilities_by(logits: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[np.ndarray], np.ndarray]:
+    """A compiled function from images uint8 [B, H, W, 3] to probabilities float32 [B, H, W, C]."""
+
     @tf.function(reduce_retracing=False)
     def probabilities(images: tf.Tensor) -> tf.Tensor:
-        return tf.nn.softmax(tf.cast(model(images, training=False), tf.float32))
+        return tf.nn.softmax(tf.cast(logits(images), tf.float32))
 
-    return probabilities
-
-
-def recipe_of(config: Config, checkpoint: Path) -> Recipe:
-    """What the run's settings and its index say of how its patches were made."""
-    with checkpoint.open("rb") as file:
-        hash_of_weights = hashlib.file_digest(file, "sha256").hexdigest()
-    return Recipe(
-        network=hash_of_weights,
-        class_names=config.data.class_names,
-        patch_sizes=config.patch_sizes,
-        resolution=_resolution(config),
-        mpp=config.data.mpp,
-        tissue=config.index.tissue if config.index.min_tissue_fraction > 0 else None,
-        min_tissue_fraction=config.index.min_tissue_fraction,
-        stain=config.stain,
-        seed=config.seed,
-    )
-
-
-def _resolution(config: Config) -> ResolutionConfig:
-    """Of the run's patches in um/px, where slides said it; else the level that it asked for."""
-    wanted = config.index.resolution
-    infos = read_slide_infos(config.index_path) if wanted.mpp is None and config.index_path.exists() else ()
-    known = [info.mpp * info.downsample for info in infos if info.mpp]
-    return ResolutionConfig(mpp=median(known)) if known else wanted
+    return lambda images: probabilities(tf.constant(images)).numpy()

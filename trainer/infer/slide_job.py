@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import PredictionError
-from trainer.infer.map_file import MapFile, holes_of
+from trainer.infer.map_file import Hole, MapFile, holes_of, remove_blocks
 from trainer.infer.network import Network
 from trainer.infer.outputs import SUMMARY, write_outputs
 from trainer.infer.plan import TilePlan, plan_tiles
 from trainer.infer.predict import predict_map, unpredicted
 from trainer.infer.slide_view import SlideView, open_view
+from trainer.infer.tiles import PredictTiles, predict_here
 from trainer.slides.identity import slide_hash
 
 
@@ -28,17 +30,20 @@ def predict_slide(
     overlap: int | None = None,
     mpp: float | None = None,
     threads: int,
+    predict_tiles: PredictTiles | None = None,
     say: Callable[[str], None],
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """Predict one slide into a folder of its own; what is there of it already is kept.
 
     Args:
+      network: not called for a slide that is finished.
       tile, overlap: map pixels, see `plan_tiles`; None is the largest trained size.
       mpp: micrometres per level-0 pixel where the slide does not say it.
       threads: that read the slide.
+      predict_tiles: has tiles read and predicted elsewhere, by the same network; None: that is done here.
       say: told what people should know, a line each.
-      progress: told (tiles done, tiles to do).
+      progress: told (tiles done, tiles to do); what it raises ends the work, to be taken up again by another call.
     Returns:
       what `summary.json` holds.
     Raises:
@@ -50,22 +55,25 @@ def predict_slide(
     made_from = {"slide": slide.name, "slide_hash": slide_hash(slide), "tile": tile, "overlap": overlap}
     made_from |= recipe.to_json()
     finished = folder / SUMMARY
-    if holes_of(folder, made_from) is not None and finished.exists():
+    holes = holes_of(folder, made_from)
+    if holes is not None and finished.exists():
+        remove_blocks(folder)  # still there after a kill between the summary and their end
         say(f"was finished before: {finished}")
+        _tell(holes, folder, say)
         return json.loads(finished.read_text(encoding="utf-8"))
     view = open_view(slide, recipe)
     for note in view.notes:
         say(note)
     plan = plan_tiles(view.size, tile, overlap)
+    predict_tiles = predict_tiles or partial(predict_here, network, threads)
     try:
         with closing(MapFile(folder, view.size, len(recipe.class_names), made_from)) as map_file:
             say(_what_there_is_to_do(view, plan, map_file))
-            predict_map(view, network, plan, map_file, threads=threads, progress=progress)
-            for why in dict.fromkeys(hole.why for hole in map_file.holes):
-                say(f"warning: left out: {why}")
+            predict_map(view, predict_tiles, plan, map_file, progress=progress)
+            _tell(map_file.holes, folder, say)
             say("writing the files")
             found = write_outputs(folder, map_file, view, recipe.class_names)
-            map_file.remove()
+            remove_blocks(folder)
             return found
     except OSError as error:
         raise PredictionError(
@@ -73,6 +81,13 @@ def predict_slide(
             where=str(folder),
             fix="free some space or give another folder with -o; run the same command again to go on",
         ) from None
+
+
+def _tell(holes: Sequence[Hole], folder: Path, say: Callable[[str], None]) -> None:
+    for why in dict.fromkeys(hole.why for hole in holes):
+        say(f"warning: left out: {why}")
+    if holes:
+        say(f"what is left out stays so: once the slide is mended, rm -r {folder} and predict it again")
 
 
 def _what_there_is_to_do(view: SlideView, plan: TilePlan, map_file: MapFile) -> str:

@@ -25,25 +25,17 @@ _STAIN_POINTS = 256
 
 
 @dataclass(frozen=True)
-class SlideView:
-    """A slide in map pixels.
+class SlidePixels:
+    """A slide in map pixels: all that reading tiles takes.
 
     Args:
       downsample: level-0 pixels per map pixel.
-      mpp: micrometres per map pixel, None where nobody says it.
-      size: (width, height) of the map.
-      tissue: None where everything is predicted.
       stains: of the slide, None without normalisation or where too little is stained.
-      notes: what is to be said of all that, a line each.
     """
 
     slide: Slide
     downsample: float
-    mpp: float | None
-    size: tuple[int, int]
-    tissue: TissueMask | None
     stains: Stains | None
-    notes: tuple[str, ...]
 
     def read(self, x: int, y: int, size: int) -> np.ndarray:
         """[size, size, 3] uint8 RGB from map pixel (x, y), white outside the slide.
@@ -53,6 +45,23 @@ class SlideView:
         """
         image = self.slide.resample(x * self.downsample, y * self.downsample, size, self.downsample)
         return image if self.stains is None else normalise_stains(image, self.stains)
+
+
+@dataclass(frozen=True)
+class SlideView(SlidePixels):
+    """A slide, and what there is to predict of it.
+
+    Args:
+      mpp: micrometres per map pixel, None where nobody says it.
+      size: (width, height) of the map.
+      tissue: None where everything is predicted.
+      notes: what is to be said of all that, a line each.
+    """
+
+    mpp: float | None
+    size: tuple[int, int]
+    tissue: TissueMask | None
+    notes: tuple[str, ...]
 
     def tiles_with_tissue(self, plan: TilePlan) -> list[int]:
         """Numbers of the tiles that count at some pixel of tissue, so that none is missing at any such pixel."""
@@ -102,7 +111,7 @@ def open_view(path: Path, recipe: Recipe) -> SlideView:
         stains = _stains(slide, points, downsample, recipe)
         notes += [] if stains else ["too little is stained for normalisation: colours stay as they are"]
     size = max(1, round(slide.size[0] / downsample)), max(1, round(slide.size[1] / downsample))
-    return SlideView(slide, downsample, known and known * downsample, size, tissue, stains, tuple(notes))
+    return SlideView(slide, downsample, stains, known and known * downsample, size, tissue, tuple(notes))
 
 
 def _resolution_notes(slide: Slide, downsample: float, resolution: ResolutionConfig) -> list[str]:

@@ -1,4 +1,4 @@
-"""Workers that take slides off a list: processes of this machine, or the ranks of an MPI job.
+"""Workers that take slides, or parts of one, off a list: processes of this machine, or the ranks of an MPI job.
 
 A pool is a function `run(fn, items)` that gives the results in the order they are done, so that who does the work is
 not known to those who have it done. `fn` and the items are pickled: module-level functions, plain values.
@@ -10,8 +10,9 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
@@ -62,16 +63,47 @@ def local_pool(workers: int | None = None) -> Iterator[Run]:
 
 
 @contextmanager
-def mpi_pool() -> Iterator[Run | None]:
+def mpi_pool() -> Iterator[MpiWorkers | None]:
     """The ranks of COMM_WORLD: rank 0 hands out the items, all others work; None on these."""
     from mpi4py import MPI
     from mpi4py.futures import MPICommExecutor
 
     ranks = MPICommExecutor(MPI.COMM_WORLD, root=0)
     executor: Any = ranks.__enter__()  # a working rank stays in here until rank 0 is done
-    yield partial(_run, executor) if executor else None
+    yield MpiWorkers(executor, MPI.COMM_WORLD.Get_size() - 1) if executor else None
     # not reached when the block fails: leaving would wait for items under way, and the caller's MPI_Abort ends all
     ranks.__exit__(None, None, None)
+
+
+class MpiWorkers:
+    """The pool of rank 0: all other ranks.
+
+    Attributes:
+      count: how many they are.
+    """
+
+    def __init__(self, executor: Executor, count: int) -> None:
+        self._executor, self.count = executor, count
+
+    def __call__(self, fn: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[Any]:
+        return _run(self._executor, fn, items)
+
+    def in_order(self, fn: Callable[[Any], Any], items: Iterable[Any]) -> Generator[Any]:
+        """The results in the order of the items. Twice as many as there are workers are under way or wait to be taken.
+
+        Who closes it before its end waits for what is under way when the pool is left, and for nothing else.
+        """
+        waiting: deque[Future[Any]] = deque()
+        try:
+            for item in items:
+                waiting.append(self._executor.submit(fn, item))
+                if len(waiting) == 2 * self.count:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def _run(executor: Executor, fn: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
