@@ -118,10 +118,14 @@ def test_two_ranks_share_tiles_and_a_slide_that_fails_is_told_at_the_end(
     assert (tmp_path / "slide" / "map.json").read_bytes() == (alone / "map.json").read_bytes(), "the same holes"
 
 
-def test_tiles_that_cannot_be_shared_are_refused(run: Path, slide: Path, tmp_path: Path) -> None:
-    command = ("predict", run, slide, "-o", tmp_path, "--tile", "512", "--ranks-per-tile", "2")
-    done = widefield(*command)
+def test_ranks_that_do_not_make_groups_are_refused(run: Path, slide: Path, tmp_path: Path) -> None:
+    done = widefield("predict", run, slide, "-o", tmp_path, "--ranks-per-tile", "2")
     assert done.returncode == 2 and "--ranks-per-tile: 1 rank(s) cannot be put into groups of 2" in done.stderr
+
+
+@long
+def test_tiles_that_are_too_small_to_be_shared_are_refused(run: Path, slide: Path, tmp_path: Path) -> None:
+    command = ("predict", run, slide, "-o", tmp_path, "--tile", "512", "--ranks-per-tile", "2")
     done = mpirun(2, "-m", "trainer", *command)
     assert done.returncode == 2 and "thinner than the largest halo" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())

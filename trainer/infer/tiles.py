@@ -56,8 +56,7 @@ class Predicted:
 
 
 PredictTiles = Callable[[SlidePixels, Sequence[TileBatch]], Generator[list[Predicted]]]
-"""Gives what became of the tiles of each batch, in order. A slide's are read and predicted here (`predict_here`), or by
-other processes."""
+"""Gives what became of the tiles of each batch, in order: here (`predict_here`), or by workers (`by_workers.py`)."""
 
 
 def batches_of(plan: TilePlan, tiles: Sequence[int]) -> list[TileBatch]:
