@@ -21,15 +21,16 @@ from trainer.train.checkpoint import Progress, named_variables, write_checkpoint
 from trainer.train.checkpoints import checkpoint_path
 
 long = pytest.mark.long
-TILE = ("--tile", "576")
-"""The smallest that two ranks can share: 9 on the slide, in batches of 3."""
+TILE = ("--tile", "400")
+"""16 on the slide, in batches of 6."""
 
 
 @pytest.fixture(scope="module")
 def run(tiny_slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that has not learned anything, with as many threads in one process as in each of several."""
     folder = tmp_path_factory.mktemp("untrained")
-    config = load_config(write_config(folder, tiny_slides, runtime={"intra_op_threads": 1}))
+    model = {"architecture": "resunet", "decoder_channels": 16}
+    config = load_config(write_config(folder, tiny_slides, model=model, runtime={"intra_op_threads": 1}))
     keras.utils.set_random_seed(1)
     variables = named_variables(build_model(config.model, len(config.data.classes), read_weights=False))
     path = checkpoint_path(config.output, 0)
@@ -124,10 +125,10 @@ def test_ranks_that_do_not_make_groups_are_refused(run: Path, slide: Path, tmp_p
 
 
 @long
-def test_tiles_that_are_too_small_to_be_shared_are_refused(run: Path, slide: Path, tmp_path: Path) -> None:
-    command = ("predict", run, slide, "-o", tmp_path, "--tile", "512", "--ranks-per-tile", "2")
+def test_tiles_that_cannot_be_cut_are_refused_before_the_first(run: Path, slide: Path, tmp_path: Path) -> None:
+    command = ("predict", run, slide, "-o", tmp_path, "--tile", "200", "--ranks-per-tile", "2")
     done = mpirun(2, "-m", "trainer", *command)
-    assert done.returncode == 2 and "thinner than the largest halo" in done.stderr, done.stderr
+    assert done.returncode == 2 and "200 px cannot be cut into 2 slabs" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
 
 
