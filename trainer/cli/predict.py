@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -86,9 +87,10 @@ class Job:
     run: Path
     slide: Path
     folder: Path
-    tile: int | None
-    overlap: int | None
-    mpp: float | None
+    tile: int | None = None
+    overlap: int | None = None
+    mpp: float | None = None
+    listed_mpp: float | None = None
 
 
 @dataclass(frozen=True)
@@ -126,16 +128,19 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
     for slide in args.slides:
         if not slide.exists():
             raise DataError("there is no such slide", where=str(slide), fix="correct the path")
-    stem, times = Counter(slide.stem for slide in args.slides).most_common(1)[0]
-    if times > 1:
-        raise DataError(
-            f"{times} slides are named {stem} and would share the folder {args.output / stem}",
-            where="predict",
-            fix="predict them one after the other with different folders (-o)",
-        )
+    check_names(args.slides, args.output, "predict them one after the other with different folders (-o)")
     task, num_tasks = args.task or (0, 1)
     slides = args.slides[task::num_tasks]
     return [Job(args.run_dir, s, args.output / s.stem, args.tile, args.overlap, args.mpp) for s in slides]
+
+
+def check_names(slides: Sequence[Path], output: Path, fix: str) -> None:
+    """DataError where two slides would have one folder."""
+    stem, times = Counter(slide.stem for slide in slides).most_common(1)[0]
+    if times > 1:
+        raise DataError(
+            f"{times} slides are named {stem} and would share the folder {output / stem}", where="slides", fix=fix
+        )
 
 
 def _by_workers(jobs: list[Job], workers: MpiWorkers) -> list[Outcome]:
@@ -210,6 +215,7 @@ def predict(
             tile=job.tile,
             overlap=job.overlap,
             mpp=job.mpp,
+            listed_mpp=job.listed_mpp,
             threads=my_threads().intra_op,
             predict_tiles=predict_tiles,
             say=say,
@@ -231,7 +237,7 @@ def _network(run: Path) -> Network:
     from trainer.infer.network import LazyNetwork
     from trainer.infer.run_recipe import recipe_of, scored_checkpoint
 
-    config = load_config(run / "config.yaml")
+    config = load_config(run / "config.yaml").model_copy(update={"output": run})  # wherever it lies now
 
     def build() -> Network:
         from trainer.infer.run_network import RunNetwork
@@ -257,8 +263,17 @@ def _stop_request() -> StopRequest:
     return StopRequest()
 
 
-def raise_failures(outcomes: list[Outcome]) -> None:
-    """The error of the one slide that failed, or one that lists all; or that some are still to be predicted."""
+def raise_failures(
+    outcomes: Sequence[Outcome],
+    done: str = "predicted",
+    where: str = "predict",
+    fix: str = "mend them or leave them out, then run the command again: finished slides are kept",
+) -> None:
+    """The error of the one slide that failed, or one that lists all; or that some are still to be done.
+
+    Args:
+      done: what the others are; where, fix: for the list.
+    """
     unfinished = sum(isinstance(o.error, StoppedBySignal) for o in outcomes)
     if unfinished:
         raise StoppedBySignal(
@@ -271,7 +286,7 @@ def raise_failures(outcomes: list[Outcome]) -> None:
     if failed:
         lines = "\n".join(f"  {slide}: {error.what}" for slide, error in failed)
         raise SlideError(
-            f"{len(failed)} of {len(outcomes)} slides are not predicted:\n{lines}",
-            where="predict",
-            fix="mend them or leave them out, then run the command again: finished slides are kept",
+            f"{len(failed)} of {len(outcomes)} slides are not {done}:\n{lines}",
+            where=where,
+            fix=fix,
         )

@@ -162,7 +162,7 @@ def _locked(folder: Path) -> int:
     except BlockingIOError:
         os.close(lock)
         raise PredictionError(
-            "another process predicts into it", where=str(folder), fix="wait for it, or give another folder with -o"
+            "another process predicts into it", where=str(folder), fix="wait for it, or give another folder"
         ) from None
     return lock
 
@@ -193,6 +193,6 @@ def holes_of(folder: Path, made_from: dict[str, Any]) -> list[Hole] | None:
         raise PredictionError(
             f"holds a map with another {key}: {stored.get(key)}, not {wanted[key]}",
             where=str(folder),
-            fix=f"give another folder with -o, or rm -r {folder}",
+            fix=f"give another folder, or rm -r {folder}",
         )
     return holes

@@ -26,7 +26,10 @@ _FIRST_CLASS = (255, 255, 255)
 
 
 def write_outputs(folder: Path, map_file: MapFile, view: SlideView, class_names: tuple[str, ...]) -> dict[str, Any]:
-    """Write pyramids, regions, overview and, last, the summary, which is returned."""
+    """Write pyramids, regions, overview and, last, the summary, which is returned.
+
+    The summary also says level-0 pixels per map pixel (`downsample`) and what is to be told of the slide (`notes`).
+    """
     width, height = map_file.size
     colours = [_FIRST_CLASS, *(_rgb(class_colour(n)) for n in range(1, len(class_names)))]
     for number, name in list(enumerate(class_names))[1:]:
@@ -46,7 +49,7 @@ def write_outputs(folder: Path, map_file: MapFile, view: SlideView, class_names:
         mpp=view.mpp,
         holes=[_on_slide(hole, view.downsample) for hole in map_file.holes],
     )
-    found["notes"] = list(view.notes)
+    found |= {"downsample": view.downsample, "notes": list(view.notes)}
     replace_content(folder / SUMMARY, json.dumps(found, indent=1) + "\n")
     return found
 

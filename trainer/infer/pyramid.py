@@ -16,6 +16,7 @@ import numpy as np
 import tifffile
 
 from trainer.config.schema import IGNORE_LABEL
+from trainer.errors import PredictionError
 from trainer.files import replace_file
 
 Read = Callable[[int, int, int, int], np.ndarray]
@@ -93,8 +94,42 @@ def _tiles(read: Read, width: int, height: int) -> Iterator[np.ndarray]:
             yield read(x, y, min(TILE_PX, width - x), min(TILE_PX, height - y))
 
 
-def _halving(path: Path, level: int, halved: Callable[[np.ndarray], np.ndarray]) -> Read:
-    """Reads the level that comes after `level` of an unfinished file; for whole tiles only, as `_tiles` asks."""
+def open_pyramid(path: Path) -> tuple[tuple[int, int], Read]:
+    """(width, height) of the finest level of a file that `write_pyramid` wrote, and what reads it tile by tile.
+
+    Raises:
+      PredictionError: missing, damaged or another kind of file; also when it is read.
+    """
+
+    def unreadable(error: Exception) -> PredictionError:
+        return PredictionError(
+            f"cannot be read: {type(error).__name__}: {error}",
+            where=str(path),
+            fix=f"rm -r {path.parent}, then run the command again",
+        )
+
+    try:
+        page, tile = _level(path, 0)
+        if (page.tilelength, page.tilewidth, page.dtype) != (TILE_PX, TILE_PX, np.uint8):
+            raise ValueError(f"not in uint8 tiles of {TILE_PX} px")
+    except Exception as error:  # tifffile and its decoders raise nearly everything on files that are not theirs
+        raise unreadable(error) from None
+
+    def read(x: int, y: int, width: int, height: int) -> np.ndarray:
+        rows, columns = (
+            range(start // TILE_PX, -(-(start + length) // TILE_PX)) for start, length in ((y, height), (x, width))
+        )
+        try:
+            pixels = np.block([[tile(row, column) for column in columns] for row in rows])
+        except Exception as error:
+            raise unreadable(error) from None
+        return pixels[y % TILE_PX :, x % TILE_PX :][:height, :width]
+
+    return (page.imagewidth, page.imagelength), read
+
+
+def _level(path: Path, level: int) -> tuple[tifffile.TiffPage, Callable[[int, int], np.ndarray]]:
+    """A level of a file that may be unfinished, and what reads its tiles by (row, column), cut off at its border."""
     with tifffile.TiffFile(path) as file:
         page = file.pages[level].aspage()
     columns = -(-page.imagewidth // TILE_PX)
@@ -106,6 +141,13 @@ def _halving(path: Path, level: int, halved: Callable[[np.ndarray], np.ndarray])
             pixels = page.decode(file.read(page.databytecounts[index]), index)[0]
         assert pixels is not None  # no tile was left out
         return pixels[0, : page.imagelength - row * TILE_PX, : page.imagewidth - column * TILE_PX, 0]
+
+    return page, tile
+
+
+def _halving(path: Path, level: int, halved: Callable[[np.ndarray], np.ndarray]) -> Read:
+    """Reads the level that comes after `level` of an unfinished file; for whole tiles only, as `_tiles` asks."""
+    _, tile = _level(path, level)
 
     def read(x: int, y: int, width: int, height: int) -> np.ndarray:
         row, column = 2 * y // TILE_PX, 2 * x // TILE_PX

@@ -29,6 +29,7 @@ def predict_slide(
     tile: int | None = None,
     overlap: int | None = None,
     mpp: float | None = None,
+    listed_mpp: float | None = None,
     threads: int,
     predict_tiles: PredictTiles | None = None,
     say: Callable[[str], None],
@@ -40,6 +41,7 @@ def predict_slide(
       network: not called for a slide that is finished.
       tile, overlap: map pixels, see `plan_tiles`; None is the largest trained size.
       mpp: micrometres per level-0 pixel where the slide does not say it.
+      listed_mpp: the same from a manifest, which wins over the slide.
       threads: that read the slide.
       predict_tiles: has tiles read and predicted elsewhere, by the same network; None: that is done here.
       say: told what people should know, a line each.
@@ -53,7 +55,7 @@ def predict_slide(
     recipe = replace(network.recipe, mpp=mpp or network.recipe.mpp)
     tile = tile or recipe.patch_sizes[-1]
     made_from = {"slide": slide.name, "slide_hash": slide_hash(slide), "tile": tile, "overlap": overlap}
-    made_from |= recipe.to_json()
+    made_from |= {"listed_mpp": listed_mpp} | recipe.to_json()
     finished = folder / SUMMARY
     holes = holes_of(folder, made_from)
     if holes is not None and finished.exists():
@@ -61,7 +63,7 @@ def predict_slide(
         say(f"was finished before: {finished}")
         _tell(holes, folder, say)
         return json.loads(finished.read_text(encoding="utf-8"))
-    view = open_view(slide, recipe)
+    view = open_view(slide, recipe, listed_mpp)
     for note in view.notes:
         say(note)
     plan = plan_tiles(view.size, tile, overlap)
@@ -79,7 +81,7 @@ def predict_slide(
         raise PredictionError(
             f"cannot be written: {error}",
             where=str(folder),
-            fix="free some space or give another folder with -o; run the same command again to go on",
+            fix="free some space or give another folder; run the same command again to go on",
         ) from None
 
 

@@ -84,14 +84,16 @@ class SlideView(SlidePixels):
         return image, downsample
 
 
-def open_view(path: Path, recipe: Recipe) -> SlideView:
+def open_view(path: Path, recipe: Recipe, listed_mpp: float | None = None) -> SlideView:
     """Open a slide, and find its resolution, tissue and stains.
 
+    Args:
+      listed_mpp: micrometres per level-0 pixel that a manifest says, which wins over the slide.
     Raises:
       SlideError: it cannot be opened, or has no pixels as fine as the network wants them.
     """
     slide = open_slide(path)
-    known = slide_mpp(slide, None, recipe.mpp)
+    known = slide_mpp(slide, listed_mpp, recipe.mpp)
     downsample = downsample_at(slide, recipe.resolution, known)
     notes = _resolution_notes(slide, downsample, recipe.resolution)
     l0_smallest = l0_length(recipe.patch_sizes[0], downsample)

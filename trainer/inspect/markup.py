@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 _VOID = ("br", "img", "input", "meta")
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 class Html(str):
@@ -41,3 +42,16 @@ def facts(pairs: Iterable[tuple[object, object]]) -> Html:
 
 def swatch(css_class: str) -> Html:
     return tag("span", class_=f"swatch {css_class}", aria_hidden="true")
+
+
+def document(title: str, css: str, *body: object) -> Html:
+    """A whole page. It runs no script and fetches nothing, whatever a file of the data set is called."""
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("title", title),
+        tag("style", Html(css)),
+    )
+    return Html(f"<!DOCTYPE html>\n{tag('html', head, tag('body', *body), lang='en')}\n")

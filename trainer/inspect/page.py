@@ -9,7 +9,7 @@ import numpy as np
 from trainer.config.schema import IGNORE_LABEL, Config
 from trainer.inspect.colours import SPLIT_COLOURS
 from trainer.inspect.counts import count, passed_over, plural
-from trainer.inspect.markup import Html, join, swatch, table, tag
+from trainer.inspect.markup import Html, document, join, swatch, table, tag
 from trainer.inspect.remarks import remarks
 from trainer.inspect.settings import settings
 from trainer.inspect.slide_section import share_bar, split_badge
@@ -17,9 +17,6 @@ from trainer.inspect.style import style_sheet
 from trainer.inspect.viewer import anchor
 from trainer.patches.index import PatchIndex
 from trainer.slides.dataset import SPLITS
-
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-"""Browsers then run no script and fetch nothing, whatever a file of the data set is called."""
 
 
 def page(index: PatchIndex, config: Config, sections: Iterable[Html], shown: Sequence[int]) -> Html:
@@ -29,16 +26,9 @@ def page(index: PatchIndex, config: Config, sections: Iterable[Html], shown: Seq
       sections: what `slide_section` gives for each of `shown`, positions in `index.slides`.
     """
     labels = [*range(1, len(index.class_names)), IGNORE_LABEL]
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", f"{config.name}: slides and patches"),
-        tag("style", Html(style_sheet(labels, index.patch_sizes))),
-    )
-    body = tag(
-        "body",
+    return document(
+        f"{config.name}: slides and patches",
+        style_sheet(labels, index.patch_sizes),
         _header(index, config),
         tag(
             "main",
@@ -48,7 +38,6 @@ def page(index: PatchIndex, config: Config, sections: Iterable[Html], shown: Seq
             *sections,
         ),
     )
-    return Html(f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n")
 
 
 def _header(index: PatchIndex, config: Config) -> Html:

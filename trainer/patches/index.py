@@ -189,20 +189,28 @@ def read_index(path: Path) -> PatchIndex:
 
 def read_slide_infos(path: Path) -> tuple[SlideInfo, ...]:
     """What indexing found out about the slides of a stored index, without its patches; none if it cannot be read."""
-    try:
-        header = json.loads(pq.read_schema(path).metadata[_METADATA_KEY])
-        return _infos(header) if header["format"] == FORMAT else ()
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
-        return ()
+    header = _stored_header(path)
+    return _infos(header) if header else ()
+
+
+def read_records(path: Path) -> tuple[SlideRecord, ...]:
+    """The slides of a stored index with their splits, without its patches; none if it cannot be read."""
+    header = _stored_header(path)
+    return tuple(_record_from_json(s) for s in header["slides"]) if header else ()
 
 
 def read_fingerprint(path: Path) -> str:
     """The fingerprint of a stored index without its patches; '' where the file is not an index of this version."""
+    return str(_stored_header(path).get("fingerprint", ""))
+
+
+def _stored_header(path: Path) -> dict[str, Any]:
+    """What an index says of itself before its patches; empty where the file is not an index of this version."""
     try:
         header = json.loads(pq.read_schema(path).metadata[_METADATA_KEY])
-        return str(header["fingerprint"]) if header["format"] == FORMAT else ""
+        return header if header["format"] == FORMAT else {}
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
-        return ""
+        return {}
 
 
 def is_current(path: Path, config: Config) -> bool:

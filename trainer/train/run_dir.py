@@ -19,7 +19,17 @@ from trainer.locking import flock
 
 MARK = "# resolved by widefield"
 """Begins the config.yaml that a run writes."""
-_OURS = ("config.yaml", "metrics.jsonl", "report.json", "report.md", "evaluation.json", "affinity.json", "run.log")
+_OURS = (
+    "config.yaml",
+    "metrics.jsonl",
+    "report.json",
+    "report.md",
+    "evaluation.json",
+    "slides.json",
+    "slides.html",
+    "affinity.json",
+    "run.log",
+)
 _OUR_FOLDERS = ("checkpoints", "tensorboard", "figures", "bad_batches")
 
 
