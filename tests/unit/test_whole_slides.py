@@ -200,7 +200,7 @@ def test_slides_of_one_kind_have_no_auc_and_without_lesions_there_is_no_froc(
 def test_the_page_shows_the_worst_slide_first_and_links_to_its_files(
     report: dict[str, Any], mixed: SlideResult, missed: SlideResult
 ) -> None:
-    pictures = [slide_picture(r.record, r.folder, data_config(), f"t{n}") for n, r in enumerate([missed, mixed])]
+    pictures = [slide_picture(r.record, r.folder, data_config()) for r in (missed, mixed)]
     assert all("data:image/jpeg;base64," in picture for picture in pictures)
     failed = [{"slide": "<b>.tif", "why": "is cut short"}]
     page = slides_page({**report, "failed": failed}, pictures)
@@ -215,7 +215,7 @@ def test_the_page_shows_the_worst_slide_first_and_links_to_its_files(
 
 
 def test_without_its_overview_a_slide_says_why_it_has_no_picture(mixed: SlideResult, tmp_path: Path) -> None:
-    assert "no picture" in slide_picture(mixed.record, tmp_path, data_config(), "t")
+    assert "no picture" in slide_picture(mixed.record, tmp_path, data_config())
 
 
 @pytest.mark.parametrize("harm", ["gone", "cut", "other"])

@@ -147,7 +147,7 @@ def _write(run: Path, config: Config, split: str, positives: Sequence[str], scor
     failed = [{"slide": s.slide.name, "why": s.error.what} for s in scored if s.error]
     report = {"run": config.name, "split": split, "failed": failed}
     report |= report_of(results, config.data.class_names, positives, run, config.seed)
-    pictures = [slide_picture(r.record, r.folder, config.data, f"truth-{n}") for n, r in enumerate(results[:_SHOWN])]
+    pictures = [slide_picture(r.record, r.folder, config.data) for r in results[:_SHOWN]]
     try:
         replace_content(run / "slides.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
         replace_content(run / "slides.html", slides_page(report, pictures).encode("utf-8", "replace"))

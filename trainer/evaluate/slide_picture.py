@@ -11,7 +11,7 @@ from trainer.config.schema import IGNORE_LABEL, DataConfig
 from trainer.errors import WidefieldError
 from trainer.inspect.drawing import jpeg_uri, largest, rings_path
 from trainer.inspect.markup import Html, tag
-from trainer.inspect.viewer import MAX_RINGS, outline
+from trainer.inspect.viewer import MAX_RINGS
 from trainer.slides.dataset import SlideRecord
 from trainer.slides.labels import open_labels
 from trainer.slides.slide import open_slide
@@ -20,14 +20,14 @@ _LONGER_SIDE_PX = 1000
 """100 to 200 kB as JPEG. Outlines of `overview.png`, 2 px wide at 2048 px, are still to be seen."""
 
 
-def slide_picture(record: SlideRecord, folder: Path, config: DataConfig, name: str) -> Html:
-    """The overview of a prediction with the annotated areas outlined in black, ignored ones in grey.
+def slide_picture(record: SlideRecord, folder: Path, config: DataConfig) -> Html:
+    """The overview of a prediction with the annotated areas in broken black lines, ignored ones in grey.
 
-    Where slide, annotation or overview cannot be read any more, the reason stands in the picture's place.
+    The lines are broken so that those of the prediction are to be seen beneath. Where slide, annotation or overview
+    cannot be read any more, the reason stands in the picture's place. It needs the style sheet of `inspect`.
 
     Args:
       folder: of the prediction.
-      name: of the picture on its page; unique there.
     """
     try:
         slide = open_slide(record.slide)
@@ -37,10 +37,10 @@ def slide_picture(record: SlideRecord, folder: Path, config: DataConfig, name: s
     except (WidefieldError, OSError) as error:
         return tag("p", f"no picture: {error}", class_="note")
     shapes = (
-        outline(
-            rings_path(largest(found, MAX_RINGS)),
-            f"{name}-{label}",
-            *(("line label-255", "") if label == IGNORE_LABEL else ("tissue-line", "pale")),
+        tag(
+            "path",
+            d=rings_path(largest(found, MAX_RINGS)),
+            class_="line label-255" if label == IGNORE_LABEL else "mark",
         )
         for label, found in sorted(rings.items())
     )

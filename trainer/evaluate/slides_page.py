@@ -92,17 +92,12 @@ def _failed(failed: Sequence[Mapping[str, str]]) -> Html:
 def _pixels(report: Mapping[str, Any]) -> Html:
     pixels = report["pixels"]
     pooled, interval, mean = (pixels[key] for key in ("pooled", "pooled_interval", "mean_over_slides"))
-    rows = [
-        ("all pixels together", *(_with_interval(pooled[key], interval[key]) for key in PIXEL_SCORES)),
-        ("mean over slides", *(_number(mean[key]) for key in PIXEL_SCORES)),
-    ]
-    classes = [
-        (name, _number(pooled["class_iou"][name]), _number(pooled["class_dice"][name])) for name in report["classes"]
-    ]
+    rows = ((title, _with_interval(pooled[key], interval[key]), _number(mean[key])) for key, title in _TITLES.items())
+    classes = ((n, _number(pooled["class_iou"][n]), _number(pooled["class_dice"][n])) for n in report["classes"])
     return tag(
         "section",
         tag("h2", "Pixels"),
-        table(("", *(_TITLES[key] for key in PIXEL_SCORES)), rows),
+        table(("score", "all pixels together", "mean over slides"), rows),
         tag("h3", "Classes, all pixels together"),
         table(("class", "IoU", "Dice"), classes),
         tag("p", f"{pooled['megapixels']:,.2f} Mpx are annotated and predicted.", class_="note"),
@@ -112,7 +107,7 @@ def _pixels(report: Mapping[str, Any]) -> Html:
 def _rules(report: Mapping[str, Any]) -> Html:
     first, positives = report["classes"][0], " and ".join(report["positive_classes"])
     lines = [
-        f"Tumour is {positives}. A slide without an annotation is {first} all over.",
+        f"What counts as tumour: {positives}. A slide without an annotation is {first} all over.",
         f"Pixels count where they are annotated and predicted. Ignored areas never count. Where nothing was predicted "
         f"for lack of tissue, {first} does not count, and any other class counts as missed.",
         "Dice and AUC are those of the second of two classes; of more, Dice is the mean over all, AUC the mean over "
@@ -222,7 +217,7 @@ def _slide(number: int, row: Mapping[str, Any], picture: Html) -> Html:
         ]
     )
     notes = tag("ul", *(tag("li", note) for note in row["notes"]), class_="warn") if row["notes"] else ""
-    legend = "Black: annotated. Grey: ignored. In the colours of the classes: predicted."
+    legend = "Broken black lines: annotated; grey: ignored. In the colours of the classes: predicted."
     left = tag("div", picture, tag("p", legend, class_="note"))
     back = tag("p", tag("a", "back to the list", href="#slides"), class_="back")
     title = tag("h2", row["slide"], " ", split_badge(row["split"]))

@@ -36,7 +36,7 @@ tbody th { font-weight: 500; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 14px; margin: 0; font-size: 14px; }
 dd { margin: 0; overflow-wrap: anywhere; min-width: 0; }
 .halves { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 18px; }
-.halves section { margin: 0; }
+.halves section { margin: 0; } .halves + .halves { margin-top: 18px; }
 .badge { display: inline-block; padding: 0 8px; border-radius: 9px; font-size: 12px; font-weight: 600;
   line-height: 18px; color: #fff; background: #6b7280; }
 .badge.val { color: #000; }
