@@ -204,6 +204,8 @@ def test_a_slide_of_another_resolution_is_resampled_and_that_is_said(tmp_path: P
     view = open_view(tmp_path / "a.png", recipe(resolution=ResolutionConfig(mpp=0.5), mpp=0.3))
     assert view.size == (420, 361) and view.mpp == pytest.approx(0.5)
     assert "is resampled to the 0.5 um/px of training: every 1.67 px become one" in view.notes
+    listed = open_view(tmp_path / "a.png", recipe(resolution=ResolutionConfig(mpp=0.5), mpp=0.3), listed_mpp=0.5)
+    assert listed.size == (700, 601), "a manifest wins"
     with pytest.raises(SlideError, match=r"(?s)does not say its resolution.*--mpp 0\.25"):
         open_view(tmp_path / "a.png", recipe(resolution=ResolutionConfig(mpp=0.5)))
 

@@ -46,7 +46,8 @@ def write_prediction(
         )
     summary = {"mpp": mpp, "downsample": DOWNSAMPLE, "lesions": lesions, "holes": [], "notes": []}
     (folder / "summary.json").write_text(json.dumps(summary))
-    (folder / "map.json").write_text(json.dumps({"made_from": {"network": "abc"}, "holes": []}))
+    made_from = {"network": "abc", "slide_hash": f"hash of {folder.name}"}
+    (folder / "map.json").write_text(json.dumps({"made_from": made_from, "holes": []}))
     Image.new("RGB", (width, height + 40)).save(folder / "overview.png")
     return folder
 
@@ -117,7 +118,7 @@ def missed(folder: Path) -> SlideResult:
 @pytest.fixture(scope="module")
 def report(folder: Path, mixed: SlideResult, normal: SlideResult, missed: SlideResult) -> dict[str, Any]:
     results = worst_first([mixed, normal, missed])
-    found = report_of(results, CLASSES, ("tumour",), folder / "run", seed=0, resamples=200)
+    found = report_of(results, CLASSES, ("tumour",), folder / "run", {"hash of mixed"}, seed=0, resamples=200)
     return {"run": "a run", "split": "test", "failed": [], **found}
 
 
@@ -182,6 +183,7 @@ def test_the_figures_of_the_set(report: dict[str, Any]) -> None:
     assert froc["curve"]["false_positives"] == [0, 0, 0.5]
     assert froc["without_mpp"] == ["missed.png"]
     assert [(row["centre"], row["slides"], row["auc"]) for row in report["centres"]] == [("0", 2, 1.0), ("1", 1, None)]
+    assert [row["slide"] for row in report["slides"] if row["trained_on"]] == ["mixed.png"]
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 
@@ -189,7 +191,7 @@ def test_slides_of_one_kind_have_no_auc_and_without_lesions_there_is_no_froc(
     folder: Path, normal: SlideResult, missed: SlideResult
 ) -> None:
     for results, words in (([normal], "no slides with tumour"), ([missed], "no slides without tumour")):
-        found = report_of(results, CLASSES, ("tumour",), folder / "run", seed=0, resamples=20)
+        found = report_of(results, CLASSES, ("tumour",), folder / "run", (), seed=0, resamples=20)
         report = {"run": "a run", "split": "test", "failed": [], **found}
         assert report["slide_auc"]["auc"] is report["froc"]["score"] is None
         page = slides_page(report, [])
@@ -210,7 +212,7 @@ def test_the_page_shows_the_worst_slide_first_and_links_to_its_files(
     assert 'id="slide-2"' not in page and 'href="slides/normal/overview.png"' in page
     assert page.count("data:image/png;base64,") == 2, "both curves"
     assert "&lt;b&gt;.tif: is cut short" in page and "<script" not in page
-    assert "um/px are not known: missed.png" in page
+    assert "um/px are not known: missed.png" in page and "1 slide of these took part in training" in page
     assert headlines(report)[2].startswith("FROC score: 0.500 (")
 
 

@@ -108,7 +108,7 @@ def chosen_slides(config: Config, run: Path, split: str, *, is_changed: bool) ->
     from trainer.patches.index import read_records
     from trainer.slides.dataset import load_dataset
 
-    indexed = () if is_changed else read_records(config.model_copy(update={"output": run}).index_path)
+    indexed = () if is_changed else read_records(_index_path(run))
     records = list(indexed) or (load_dataset(config.data) if split == "all" else records_with_splits(config))
     if split == AUTO:
         split = "test" if any(r.split == "test" for r in records) else "val"
@@ -137,6 +137,19 @@ def predict_and_score(job: SlideJob) -> Scored:
     return Scored(job.record.slide, None, result)
 
 
+def _trained_on(run: Path) -> set[str]:
+    """Hashes of the slides that a run was trained on, whatever the data set is called now."""
+    from trainer.patches.index import read_records, read_slide_infos
+
+    path = _index_path(run)
+    pairs = zip(read_records(path), read_slide_infos(path), strict=True)
+    return {info.slide_hash for record, info in pairs if record.split == "train"}
+
+
+def _index_path(run: Path) -> Path:
+    return load_config(run / "config.yaml").model_copy(update={"output": run}).index_path
+
+
 def _write(run: Path, config: Config, split: str, positives: Sequence[str], scored: Sequence[Scored]) -> None:
     from trainer.evaluate.slide_picture import slide_picture
     from trainer.evaluate.slides_page import headlines, slides_page
@@ -146,7 +159,7 @@ def _write(run: Path, config: Config, split: str, positives: Sequence[str], scor
     results = worst_first([s.result for s in scored if s.result])
     failed = [{"slide": s.slide.name, "why": s.error.what} for s in scored if s.error]
     report = {"run": config.name, "split": split, "failed": failed}
-    report |= report_of(results, config.data.class_names, positives, run, config.seed)
+    report |= report_of(results, config.data.class_names, positives, run, _trained_on(run), config.seed)
     pictures = [slide_picture(r.record, r.folder, config.data) for r in results[:_SHOWN]]
     try:
         replace_content(run / "slides.json", json.dumps(report, indent=1, allow_nan=False) + "\n")

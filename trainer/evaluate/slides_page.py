@@ -9,7 +9,6 @@ from urllib.parse import quote
 
 from trainer.config.schema import IGNORE_LABEL
 from trainer.evaluate.slide_curves import draw_froc, draw_roc
-from trainer.evaluate.slides_report import PIXEL_SCORES
 from trainer.inspect.counts import plural
 from trainer.inspect.markup import Html, document, facts, join, table, tag
 from trainer.inspect.slide_section import split_badge
@@ -33,6 +32,7 @@ def slides_page(report: Mapping[str, Any], pictures: Sequence[Html]) -> Html:
         _header(report),
         tag(
             "main",
+            _trained_on(slides),
             _failed(report["failed"]),
             tag("div", _pixels(report), _rules(report), class_="halves"),
             tag("div", _lesions(report["froc"]), _told_apart(report["slide_auc"]), class_="halves"),
@@ -79,6 +79,14 @@ def _header(report: Mapping[str, Any]) -> Html:
         tag("ul", *lines),
         tag("p", note, class_="note"),
     )
+
+
+def _trained_on(slides: Sequence[Mapping[str, Any]]) -> Html:
+    num = sum(row["trained_on"] for row in slides)
+    if not num:
+        return Html()
+    words = f"{plural(num, 'slide')} of these took part in training: how new slides would fare is another question."
+    return tag("section", tag("ul", tag("li", words), class_="warn"))
 
 
 def _failed(failed: Sequence[Mapping[str, str]]) -> Html:
@@ -165,18 +173,8 @@ def _centres(centres: Sequence[Mapping[str, Any]]) -> Html:
 
 
 def _slides(slides: Sequence[Mapping[str, Any]], num_shown: int) -> Html:
-    head = (
-        "slide",
-        "split",
-        "centre",
-        "tumour",
-        "score",
-        "lesions",
-        "found",
-        "false positives",
-        *_TITLES.values(),
-        "Mpx",
-    )
+    named = ("slide", "split", "centre", "tumour", "score", "lesions", "found", "false positives")
+    head = (*named, *_TITLES.values(), "Mpx")
     rows = (_slide_row(row, _anchor(n) if n < num_shown else None) for n, row in enumerate(slides))
     title = f"Slides, the worst first; {num_shown} of them are shown below"
     return tag("section", tag("h2", title), tag("div", table(head, rows), class_="long"), id="slides")
@@ -191,7 +189,7 @@ def _slide_row(row: Mapping[str, Any], anchor: str | None) -> tuple[object, ...]
         "yes" if row["has_tumour"] else "no",
         _number(row["score"]),
         *("n/a" if row[key] is None else f"{row[key]:,}" for key in _COUNTS),
-        *(_number(row[key]) for key in PIXEL_SCORES),
+        *(_number(row[key]) for key in _TITLES),
         f"{row['megapixels']:,.2f}",
     )
 
@@ -211,7 +209,7 @@ def _slide(number: int, row: Mapping[str, Any], picture: Html) -> Html:
             ("lesions", lesions),
             ("isolated tumour cells", row["isolated_tumour_cells"] or ""),
             ("false positives", row["false_positives"]),
-            *((_TITLES[key], _number(row[key])) for key in PIXEL_SCORES),
+            *((_TITLES[key], _number(row[key])) for key in _TITLES),
             ("pixels", f"{row['megapixels']:,.2f} Mpx"),
             ("files", join(*links)),
         ]

@@ -6,7 +6,7 @@ Shares that nobody can know (0 of 0) are None, and so is a threshold above all s
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ def report_of(
     class_names: Sequence[str],
     positives: Sequence[str],
     run: Path,
+    trained_on: Collection[str],
     seed: int,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
@@ -48,9 +49,10 @@ def report_of(
       results: at least one. Slides keep their order.
       positives: names of the classes that are tumour.
       run: folders are given relative to it.
+      trained_on: hashes of the slides that the network was trained on.
       seed: of the bootstrap.
     """
-    rows = [_row(result, class_names, run) for result in results]
+    rows = [{**_row(r, class_names, run), "trained_on": r.slide_hash in trained_on} for r in results]
     scores = [
         SlideScore(r.record.slide.name, r.record.centre, r.has_tumour, r.score, r.sums.confusion) for r in results
     ]
@@ -118,7 +120,8 @@ def _pixels(
     return {
         "pooled": pooled(np.ones(len(results), np.int64)),
         "pooled_interval": {
-            key: _interval(percentile_interval(score(key), has_tumour, seed, resamples)) for key in PIXEL_SCORES
+            key: _interval(percentile_interval(score(key), has_tumour, seed, resamples), len(results))
+            for key in PIXEL_SCORES
         },
         "mean_over_slides": {
             key: mean_of_known(np.array([row[key] for row in rows], np.float64)) for key in PIXEL_SCORES
@@ -130,7 +133,7 @@ def _slide_auc(scores: Sequence[SlideScore], seed: int, resamples: int) -> dict[
     found, num_tumour = roc(scores, seed, resamples), sum(s.has_tumour for s in scores)
     return {
         "auc": _number(found.auc),
-        "interval": _interval(found.interval),
+        "interval": _interval(found.interval, len(scores)),
         "with_tumour": num_tumour,
         "without_tumour": len(scores) - num_tumour,
         "curve": {
@@ -157,7 +160,7 @@ def _froc(results: Sequence[SlideResult], seed: int, resamples: int) -> dict[str
     return {
         **report,
         "score": found.score,
-        "interval": _interval(found.interval),
+        "interval": _interval(found.interval, len(hits)),
         "sensitivities": _numbers(found.sensitivities),
         "curve": {
             "thresholds": _numbers(found.thresholds),
@@ -167,8 +170,9 @@ def _froc(results: Sequence[SlideResult], seed: int, resamples: int) -> dict[str
     }
 
 
-def _interval(ends: tuple[float, float]) -> list[float] | None:
-    return None if np.isnan(ends).any() else list(ends)
+def _interval(ends: tuple[float, float], num_slides: int) -> list[float] | None:
+    """One slide, drawn again and again, says nothing of others."""
+    return None if num_slides < 2 or np.isnan(ends).any() else list(ends)
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:

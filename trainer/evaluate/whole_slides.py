@@ -49,7 +49,7 @@ class PredictedSlide:
       classes: reads the most probable class, 255 where nothing was predicted.
       probabilities: of every class but the first, read of 255.
       lesions: with class (name), x, y (level-0 pixels) and peak_probability (0-1).
-      network: hash of the weights that predicted it.
+      slide_hash, network: hashes of the slide and of the weights that predicted it.
       notes: what was said of it while it was predicted, and what could not be read.
     """
 
@@ -59,6 +59,7 @@ class PredictedSlide:
     classes: Read
     probabilities: tuple[Read, ...]
     lesions: Sequence[Mapping[str, Any]]
+    slide_hash: str
     network: str
     notes: tuple[str, ...] = ()
 
@@ -83,6 +84,7 @@ class SlideResult:
     score: float
     hits: SlideHits | None
     num_itc: int
+    slide_hash: str
     network: str
     notes: tuple[str, ...]
 
@@ -125,13 +127,14 @@ def score_slide(
         score=max((lesion["peak_probability"] for lesion in detections), default=0.0),
         hits=hits,
         num_itc=num_itc,
+        slide_hash=predicted.slide_hash,
         network=predicted.network,
         notes=predicted.notes,
     )
 
 
 def pixel_sums(predicted: PredictedSlide, labels: Labels, num_classes: int) -> Sums:
-    """Confusion and histograms of a whole map, by the rule above; block by block, 40 MB at a time."""
+    """Confusion and histograms of a whole map, by the rule above; block by block, in 30 MB."""
     total = Sums.zero(num_classes, _BINS)
     for x, y, width, height in _blocks(predicted.size):
         truth = labels.read(x * predicted.downsample, y * predicted.downsample, (width, height), predicted.downsample)

@@ -49,6 +49,7 @@ def open_prediction(folder: Path, class_names: Sequence[str]) -> PredictedSlide:
             classes=classes,
             probabilities=tuple(open_pyramid(folder / f"probability-{name}.tif")[1] for name in class_names[1:]),
             lesions=summary["lesions"],
+            slide_hash=made_from["slide_hash"],
             network=made_from["network"],
             notes=(*summary["notes"], *_holes(summary)),
         )
