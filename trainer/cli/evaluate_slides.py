@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 SPLITS = (AUTO, "val", "test", "all")
-_FIX = "mend them or take them out of the data set; for maps of another network give another folder (--predictions DIR)"
+_FIX = "mend them; slides that have moved: data.path=NEW; maps of another network: another folder (--predictions DIR)"
 _SHOWN = 20
 """Of the slides, the worst so many with a picture: a page of 3 MB."""
 
