@@ -16,8 +16,9 @@ import tifffile
 from PIL import Image
 from scipy import ndimage
 
+from trainer.errors import PredictionError
 from trainer.infer.overview import write_overview
-from trainer.infer.pyramid import write_pyramid
+from trainer.infer.pyramid import open_pyramid, write_pyramid
 from trainer.infer.regions import Region, regions_of, write_geojson
 from trainer.infer.summary import summary
 from trainer.slides.annotations.read import read_annotations
@@ -69,6 +70,18 @@ def test_a_class_map_keeps_its_ids_and_shows_their_colours(tmp_path: Path) -> No
     for n, level in enumerate(levels_of(tmp_path / "c.tif")):
         np.testing.assert_array_equal(level[..., :3], colours[ids[:: 2**n, :: 2**n]])
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "c.tif"), ids)
+
+
+def test_a_map_is_read_back_at_any_place_and_not_made_up_where_it_is_damaged(tmp_path: Path) -> None:
+    path, pixels = tmp_path / "p.tif", np.random.default_rng(0).integers(0, 256, (1201, 1537), np.uint8)
+    write_pyramid(path, reader(pixels), 1537, 1201, mpp=None)
+    size, read = open_pyramid(path)
+    assert size == (1537, 1201)
+    for x, y, width, height in [(0, 0, 1537, 1201), (500, 511, 13, 600), (1536, 1200, 1, 1), (512, 512, 512, 512)]:
+        np.testing.assert_array_equal(read(x, y, width, height), pixels[y : y + height, x : x + width])
+    path.write_bytes(path.read_bytes()[: 1 << 19])
+    with pytest.raises(PredictionError, match=r"p\.tif: cannot be read"):
+        open_pyramid(path)[1](0, 0, 1537, 1201)
 
 
 @pytest.mark.parametrize(("mpp", "shown"), [(0.25, 0.25), (1.943, 1.943), (None, None)])

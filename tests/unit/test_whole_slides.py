@@ -131,9 +131,7 @@ def test_annotated_and_predicted_pixels_count_and_tumour_that_nobody_looked_at_i
     assert mixed.sums.pixels == band + 100
 
 
-def test_a_slide_that_is_larger_than_a_block_is_scored_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path, mixed: SlideResult
-) -> None:
+def test_a_map_of_many_blocks_is_scored_whole(monkeypatch: pytest.MonkeyPatch, mixed: SlideResult) -> None:
     monkeypatch.setattr("trainer.evaluate.whole_slides._BLOCK_PX", 70)
     again = score_prediction(mixed.record, mixed.folder, data_config(), ("tumour",))
     np.testing.assert_array_equal(again.sums.confusion, mixed.sums.confusion)
