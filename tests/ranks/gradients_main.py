@@ -44,7 +44,7 @@ def step_of(model: keras.Model, by: Comm, compression: str) -> TrainStep:
 
 
 for norm, tolerances in TOLERANCES.items():
-    config = ModelConfig(backbone="resnet18", aspp_channels=16, decoder_channels=16, dropout=0.0, norm=norm)
+    config = ModelConfig(architecture="resunet", decoder_channels=16, dropout=0.0, norm=norm)
     together = build_model(config, 2, all_reduce=comm.allreduce_tensor)
     comm.broadcast_variables(together.variables)
     alone = build_model(config, 2)

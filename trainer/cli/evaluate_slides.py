@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from trainer.cli.predict import Job, Outcome, check_names, predict, raise_failures
 from trainer.config import Config, load_config
-from trainer.errors import ConfigError, DataError, RunError, WidefieldError, nearest
+from trainer.errors import ConfigError, DataError, RunError, StoppedBySignal, WidefieldError, nearest
 
 if TYPE_CHECKING:
     from trainer.evaluate.whole_slides import SlideResult
@@ -64,7 +64,8 @@ def run(args: argparse.Namespace) -> None:
         if pool is None:  # this rank worked for rank 0
             return
         scored = sorted(pool(predict_and_score, jobs), key=lambda s: str(s.slide))
-    if any(s.result for s in scored):
+    stopped = any(isinstance(s.error, StoppedBySignal) for s in scored)
+    if any(s.result for s in scored) and not stopped:
         _write(args.run_dir, config, split, positives, scored)
     raise_failures(scored, "scored", "evaluate --slides", _FIX)
 
@@ -157,7 +158,7 @@ def _write(run: Path, config: Config, split: str, positives: Sequence[str], scor
     from trainer.files import replace_content
 
     results = worst_first([s.result for s in scored if s.result])
-    failed = [{"slide": s.slide.name, "why": s.error.what} for s in scored if s.error]
+    failed = [{"slide": s.slide.name, "why": s.error.what} for s in scored if isinstance(s.error, WidefieldError)]
     report = {"run": config.name, "split": split, "failed": failed}
     report |= report_of(results, config.data.class_names, positives, run, _trained_on(run), config.seed)
     pictures = [slide_picture(r.record, r.folder, config.data) for r in results[:_SHOWN]]
