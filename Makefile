@@ -17,9 +17,9 @@ export PATH := $(BIN):$(PATH)
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 ifeq ($(MPI),pypi)
-EXTRAS := build,dev,mpi
+EXTRAS := train,predict,export,build,dev,mpi
 else
-EXTRAS := build,dev
+EXTRAS := train,predict,export,build,dev
 endif
 
 .PHONY: help

@@ -103,6 +103,12 @@ class PredictionError(WidefieldError):
     kind = "PredictionError"
 
 
+class ExportError(WidefieldError):
+    """A run cannot be exported, or a folder is not an export that can be used."""
+
+    kind = "ExportError"
+
+
 class StudyError(WidefieldError):
     """A scaling study's folder cannot be read or written, or its runs cannot be compared."""
 

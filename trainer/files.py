@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,6 +29,23 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def replace_content(path: Path, content: str | bytes) -> None:
     """`replace_file` with these bytes, or this text in UTF-8."""
     replace_file(path, lambda file: file.write(content.encode() if isinstance(content, str) else content))
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of another one, whole or not at all, when the block ends."""
+    temporary, old = (folder.with_name(f".{folder.name}.{end}") for end in ("part", "old"))
+    for left_by_a_killed_process in (temporary, old):
+        shutil.rmtree(left_by_a_killed_process, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2] / "trainer"
 LAYERS = [
-    {"errors", "files", "locking", "quiet"},
+    {"errors", "extras", "files", "locking", "quiet"},
     {"config"},
     {"slides", "launch"},
     {"runtime", "scaling"},
@@ -20,6 +20,7 @@ LAYERS = [
     {"train"},
     {"infer"},
     {"bench", "doctor", "experiments"},
+    {"export"},
     {"cli"},
 ]
 ROOMS = {
@@ -33,6 +34,9 @@ ROOMS = {
     "tifffile": {"slides", "infer/pyramid.py"},
     "matplotlib": {"evaluate", "bench", "experiments", "scaling"},
     "pyarrow": {"patches"},
+    "openvino": {"infer/openvino.py"},
+    "nncf": {"export"},
+    "tf2onnx": {"export"},
 }
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -16,6 +16,7 @@ from trainer.cli import (
     crossval,
     doctor,
     evaluate,
+    export,
     extract,
     index,
     inspect,
@@ -29,6 +30,7 @@ from trainer.cli import (
     train,
 )
 from trainer.errors import StoppedBySignal, WidefieldError
+from trainer.extras import how_to_install
 from trainer.runtime.start import stop_all_ranks
 from trainer.runtime.world import detect_world
 
@@ -43,6 +45,7 @@ COMMANDS = (
     sweep,
     crossval,
     evaluate,
+    export,
     predict,
     scaling,
     runs,
@@ -128,5 +131,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         stop_all_ranks("interrupted", 130)
     except BrokenPipeError:  # the reader of our output has gone (| head)
         sys.stderr.close()
+    except ModuleNotFoundError as error:
+        text = how_to_install(error)
+        stop_all_ranks(text or traceback.format_exc(), 2 if text else 1)
     except Exception:
         stop_all_ranks(traceback.format_exc(), 1)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trainer.train.signals import StopRequest
 
 NAME = "predict"
-HELP = "predict whole slides with a run's network"
+HELP = "predict whole slides with a run's network, or an export of it"
 DETAILS = """\
 Predicts the tissue of each slide with the weights that scored best and writes into OUT/SLIDE/: probability-CLASS.tif
 and classes.tif (pyramids), regions.geojson (QuPath), overview.png and, last, summary.json. Run it again after a stop:
@@ -30,6 +30,7 @@ what is predicted is kept. A slide of another resolution than the training's is 
 
   widefield predict runs/demo slide.svs -o predictions
   widefield predict runs/demo slides/*.tif -o predictions --tile 2048 --overlap 128
+  widefield predict runs/demo/export/openvino-int8 slide.svs -o predictions      by OpenVINO; needs no TensorFlow
   mpirun -np 5 python -m trainer predict runs/demo slides/*.tif -o predictions
   mpirun -np 4 python -m trainer predict runs/demo slides/*.tif -o predictions --tile 8192 --ranks-per-tile 2
 
@@ -43,7 +44,7 @@ again. (Under mpirun send USR1: on TERM it gives its ranks half a second.)"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dir", type=Path, help="directory of a run")
+    parser.add_argument("run_dir", type=Path, help="directory of a run, or of its export (`widefield export`)")
     parser.add_argument("slides", nargs="+", type=Path, metavar="SLIDE", help="whole-slide images")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder of the results")
     parser.add_argument("--tile", type=count, metavar="PX", help="side of a tile (default: the largest trained size)")
@@ -231,21 +232,28 @@ def predict(
 
 
 @lru_cache(maxsize=1)
-def _network(run: Path) -> Network:
+def _network(folder: Path) -> Network:
     """Of this process, which builds it once, when it is needed, with the threads and the GPU that it was given."""
+    from trainer.infer.export_folder import is_export
+
+    if is_export(folder):
+        from trainer.infer.exported_network import ExportedNetwork
+        from trainer.runtime.start import my_threads
+
+        return ExportedNetwork(folder, my_threads().intra_op)
     from trainer.config import load_config
     from trainer.infer.network import LazyNetwork
     from trainer.infer.run_recipe import recipe_of, scored_checkpoint
 
-    config = load_config(run / "config.yaml").model_copy(update={"output": run})  # wherever it lies now
+    config = load_config(folder / "config.yaml").model_copy(update={"output": folder})  # wherever it lies now
 
     def build() -> Network:
         from trainer.infer.run_network import RunNetwork
 
         _configure(config)
-        return RunNetwork(config, run)
+        return RunNetwork(config, folder)
 
-    return LazyNetwork(recipe_of(config, scored_checkpoint(run)), build)
+    return LazyNetwork(recipe_of(config, scored_checkpoint(folder)), build)
 
 
 def _configure(config: Config) -> None:

@@ -27,8 +27,13 @@ class Tile:
 
 
 def validation_tiles(index: PatchIndex, size: int, seed: int, limit: int | None = None) -> list[Tile]:
-    """The validation patches of one size; with a limit, a seeded draw of them, in index order."""
-    rows = index.select(size, "val")
+    """The validation patches of one size, as `drawn_tiles`."""
+    return drawn_tiles(index, "val", size, seed, limit)
+
+
+def drawn_tiles(index: PatchIndex, split: str, size: int, seed: int, limit: int | None = None) -> list[Tile]:
+    """The patches of one side of the split and one size; with a limit, a seeded draw of them, in index order."""
+    rows = index.select(size, split)
     if limit is not None and len(rows) > limit:
         rows = np.sort(np.random.default_rng([seed, size]).choice(rows, limit, replace=False))
     columns = (index.slide, index.x, index.y, index.size)

@@ -42,6 +42,21 @@ class Recipe:
         settings = {k: getattr(self, k) for k in ("resolution", "tissue", "stain")}
         return asdict(self) | {k: v.model_dump(mode="json") if v else None for k, v in settings.items()}
 
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Recipe:
+        """What `to_json` gave."""
+        tissue = data["tissue"]
+        return cls(
+            **data
+            | {
+                "class_names": tuple(data["class_names"]),
+                "patch_sizes": tuple(data["patch_sizes"]),
+                "resolution": ResolutionConfig.model_validate(data["resolution"]),
+                "tissue": tissue and TissueConfig.model_validate(tissue),
+                "stain": StainConfig.model_validate(data["stain"]),
+            }
+        )
+
 
 class Network(Protocol):
     """A trained network. Called from one thread, always with the same number of tiles of one size."""

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from trainer.config import Config
-from trainer.infer.network import Recipe
 from trainer.infer.run_recipe import recipe_of, scored_checkpoint
 from trainer.models import build_model
 from trainer.models.keras import keras, tf
@@ -24,19 +23,19 @@ class RunNetwork:
     """
 
     def __init__(self, config: Config, run: Path) -> None:
-        model, self.recipe = scored_model(config, run)
-        self._probabilities = probabilities_by(partial(model, training=False))
+        checkpoint = scored_checkpoint(run)
+        self.recipe = recipe_of(config, checkpoint)
+        self._probabilities = probabilities_by(partial(read_model(config, checkpoint), training=False))
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         return self._probabilities(images)
 
 
-def scored_model(config: Config, run: Path) -> tuple[keras.Model, Recipe]:
-    """A run's network with the weights that its scores are of. Raises as `RunNetwork`."""
-    checkpoint = scored_checkpoint(run)
+def read_model(config: Config, checkpoint: Path) -> keras.Model:
+    """The network with the weights that its scores are of, in Keras' global precision."""
     model = build_model(config.model, len(config.data.classes), read_weights=False)
     load_scored_weights(checkpoint, model)
-    return model, recipe_of(config, checkpoint)
+    return model
 
 
 def probabilities_by(logits: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[np.ndarray], np.ndarray]:

@@ -13,7 +13,8 @@ from typing import TypeVar
 import numpy as np
 
 from trainer.config import Config
-from trainer.infer.run_network import probabilities_by, scored_model
+from trainer.infer.run_network import probabilities_by, read_model
+from trainer.infer.run_recipe import recipe_of, scored_checkpoint
 from trainer.models.graph import forward_of, padding_joined
 from trainer.models.halos import check_split, slabs
 from trainer.models.keras import tf
@@ -34,7 +35,8 @@ class SharedNetwork:
     """
 
     def __init__(self, config: Config, run: Path, comm: Comm, ranks_per_tile: int, tile: int | None) -> None:
-        model, self.recipe = scored_model(config, run)
+        checkpoint = scored_checkpoint(run)
+        model, self.recipe = read_model(config, checkpoint), recipe_of(config, checkpoint)
         check_split(model, tile or self.recipe.patch_sizes[-1], ranks_per_tile)
         self._team = Team(ranks_per_tile)
         comm.group(ranks_per_tile)  # a collective of all ranks, some of which may have no slide

@@ -173,6 +173,12 @@ def read_progress(path: Path) -> Progress:
         return stored.progress
 
 
+def weights_bytes(path: Path) -> int:
+    """Bytes of the network's weights in a checkpoint, which holds the optimiser's variables as well."""
+    with _opened(path) as stored:
+        return sum(stored.array(name).nbytes for name in stored.names if name.startswith("model/"))
+
+
 def check_checkpoint(path: Path) -> None:
     """Read all of a checkpoint.
 

@@ -1,0 +1,111 @@
+"""INT8 by NNCF: calibrated on training patches, and kept to a bound on the loss of Dice on validation patches."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from trainer.batches.loader import Patch
+from trainer.export.graph import STATISTICS
+from trainer.export.patches import Patches
+from trainer.export.score import accuracy_of, confusions, dice_of
+from trainer.infer.openvino import openvino
+
+import nncf  # isort: skip  # after OpenVINO, see trainer/infer/openvino.py
+
+_RANKING_PATCHES = 32
+"""Validation patches that layers are ranked on, by what leaving each in float32 brings: one pass over them a layer."""
+_WEIGHTED = ("Convolution", "GroupConvolution", "MatMul")
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A network in INT8.
+
+    Args:
+      kept: names of layers that are in float32 because Dice fell too far without.
+      num_layers: that could be quantised.
+      dice_float32, dice_int8: on the validation patches, by OpenVINO.
+    """
+
+    model: openvino.Model
+    kept: tuple[str, ...]
+    num_layers: int
+    dice_float32: float
+    dice_int8: float
+
+
+def quantise(
+    model: openvino.Model,
+    calibration: Patches,
+    validation: Patches,
+    num_classes: int,
+    max_drop: float,
+    say: Callable[[str], None],
+) -> Quantised:
+    """Quantise what can be quantised, then take layers back, the worst first, until Dice is within `max_drop`."""
+    nncf.set_log_level(logging.ERROR)
+    scores: list[float] = []
+
+    def score(compiled: Any, patches: Iterable[Patch]) -> tuple[float, list[float]]:
+        per_patch = confusions(lambda image: compiled(image)[0], patches, num_classes)
+        dice = dice_of(per_patch)
+        if len(per_patch) == len(validation):
+            scores.append(dice)
+            say(f"Dice of the {_name(len(scores))}: {dice:.4f}")
+        return dice, [accuracy_of(c) for c in per_patch]
+
+    with TemporaryDirectory() as folder:
+        say(f"calibrating with {len(calibration)} patches, scoring on {len(validation)}")
+        quantised = nncf.quantize_with_accuracy_control(
+            model,
+            nncf.Dataset(calibration, _image),
+            nncf.Dataset(validation, _image),
+            score,
+            max_drop=max_drop,
+            target_device=nncf.TargetDevice.CPU,
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(calibration),
+            ignored_scope=nncf.IgnoredScope(patterns=[f".*{STATISTICS}.*"], validate=False),
+            advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
+                ranking_subset_size=min(_RANKING_PATCHES, len(validation)),
+                num_ranking_workers=1,
+                intermediate_model_dir=folder,
+            ),
+        )
+        whole = openvino.Core().read_model(Path(folder) / "intermediate_model.xml")
+        could_be = _quantised_layers(whole)
+    kept = tuple(sorted(could_be - _quantised_layers(quantised)))
+    return Quantised(quantised, kept, len(could_be), scores[0], scores[-1])
+
+
+def _image(patch: Patch) -> np.ndarray:
+    return patch[0][np.newaxis]
+
+
+def _name(number: int) -> str:
+    if number == 1:
+        return "network in float32"
+    return "same in INT8" if number == 2 else f"same with {number - 2} parts back in float32"
+
+
+def _quantised_layers(model: openvino.Model) -> set[str]:
+    """Names of the layers with weights whose weights are INT8, or are rounded to what INT8 can hold."""
+    layers = (op for op in model.get_ops() if op.get_type_name() in _WEIGHTED)
+    return {op.get_friendly_name() for op in layers if _is_quantised(op.input_value(1).get_node())}
+
+
+def _is_quantised(weights: openvino.Node) -> bool:
+    """Follow what a constant goes through on its way to a layer."""
+    while weights.get_type_name() in ("Convert", "Subtract", "Multiply", "Reshape"):
+        weights = weights.input_value(0).get_node()
+    return weights.get_type_name() == "FakeQuantize" or weights.get_element_type() in (
+        openvino.Type.i8,
+        openvino.Type.u8,
+    )
