@@ -90,6 +90,10 @@ bench-data: setup $(REAL_SLIDE) ## measure reading, stores, extraction and index
 bench-spatial: setup ## memory and time of a patch that two ranks share; writes a folder of results/spatial/
 	$(BIN)/python tools/bench_spatial.py
 
+.PHONY: bench-export
+bench-export: setup ## what exports are worth: Dice, latency, memory, size; writes a folder of results/export/
+	$(BIN)/python tools/bench_export.py
+
 .PHONY: bench-network
 bench-network: setup ## scaling studies on the virtual Slurm over networks of three speeds; as root; writes results/
 	$(BIN)/python tools/bench_network.py

@@ -16,15 +16,14 @@ import pytest
 from tiny import write_config
 
 from trainer.config import Config, load_config
-from trainer.config.schema import ModelConfig
 from trainer.curriculum import Position
-from trainer.errors import ConfigError, ExportError
-from trainer.export.export import Wanted, export_run
-from trainer.export.graph import inference_function
-from trainer.export.formats import to_openvino
-from trainer.export.int8 import quantise
-from trainer.export.patches import Patches, training_patches
+from trainer.errors import ExportError
 from trainer.evaluate.tiles import Tile
+from trainer.export.export import Wanted, export_run
+from trainer.export.formats import to_openvino
+from trainer.export.graph import inference_function
+from trainer.export.int8 import quantise
+from trainer.export.patches import Patches, validation_patches
 from trainer.infer.exported_network import ExportedNetwork
 from trainer.infer.run_network import RunNetwork
 from trainer.infer.slide_job import predict_slide
@@ -43,8 +42,8 @@ def silent(line: str) -> None:
     pass
 
 
-def write_run(folder: Path, slides: Path, steps: int = 0, **changes) -> Config:
-    """A run directory with an index and one checkpoint, of a network that was trained for a few steps or not at all."""
+def write_run(folder: Path, slides: Path, **changes) -> Config:
+    """A run directory with an index and one checkpoint, with weights that were drawn."""
     folder.mkdir()
     config = load_config(write_config(folder, slides, **changes))
     build_index(config, config.index_path)
@@ -55,8 +54,9 @@ def write_run(folder: Path, slides: Path, steps: int = 0, **changes) -> Config:
             variable.assign(rng.uniform(0.5, 1.5, variable.shape))
         elif "beta" in variable.name or "moving_mean" in variable.name:
             variable.assign(rng.uniform(-0.2, 0.2, variable.shape))
-    if steps:
-        train(model, config, steps)
+    image, _ = next(iter(validation_patches(config, config.patch_sizes[-1])))
+    logits = model(image[np.newaxis]).numpy()
+    model.trainable_variables[-1].assign_add([0, np.median(logits[..., 0] - logits[..., 1])])  # both classes occur
     optimizer = keras.optimizers.Adam()
     optimizer.build(model.trainable_variables)
     path = checkpoint_path(config.output, 1)
@@ -66,24 +66,17 @@ def write_run(folder: Path, slides: Path, steps: int = 0, **changes) -> Config:
     return config
 
 
-def train(model: keras.Model, config: Config, steps: int) -> None:
-    images, labels = zip(*training_patches(config, config.patch_sizes[0], 64), strict=True)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(0.01), lambda y, p: loss(tf.where(y == 255, tf.zeros_like(y), y), p))
-    model.fit(np.stack(images), np.stack(labels), batch_size=8, epochs=-(-8 * steps // len(images)), verbose=0)
-
-
 DEEPLAB = {"backbone": "resnet18", "aspp_channels": 16, "decoder_channels": 16}
 TINY_UNET = {"architecture": "resunet", "decoder_channels": 16}
 
 
 @pytest.fixture(scope="module")
 def run(tiny_slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """Of a small network that has learnt what tumour looks like."""
+    """Of a small network."""
     keras.utils.set_random_seed(1)
-    folder = tmp_path_factory.mktemp("export") / "trained"
+    folder = tmp_path_factory.mktemp("export") / "run"
     stages = [{"patch_size": 64, "local_batch_size": 4, "steps": 4}]
-    return write_run(folder, tiny_slides, 24, model=TINY_UNET, curriculum=stages)
+    return write_run(folder, tiny_slides, model=TINY_UNET, curriculum=stages)
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -131,7 +124,7 @@ def test_int8_keeps_dice_and_says_so(run: Config, tmp_path: Path) -> None:
     about = export_run(run, run.output, wanted, tmp_path / "out", 2, silent)
     int8 = about["int8"]
     assert int8["calibration_patches"] == 16 and int8["validation_patches"] == 37
-    assert int8["dice_float32"] > 0.5, "the network has learnt something"
+    assert 0.05 < int8["dice_float32"] < 0.95, "there is something to lose"
     assert int8["dice"] >= int8["dice_float32"] - 0.02
     assert json.loads((tmp_path / "out" / "export.json").read_text()) == about
     text = (tmp_path / "out" / "report.md").read_text()
@@ -157,9 +150,9 @@ def test_layers_that_cost_dice_stay_in_float32_and_are_named() -> None:
     model = keras.Model(inputs, keras.layers.Conv2D(2, 1, name="last")(x))
     function = inference_function(model)
     patches = Patches(OwnAnswers(function), [Tile(0, n, 0, 64) for n in range(6)], 1)
-    loose = quantise(to_openvino(function), patches, patches, 2, 1.0, silent)
+    loose = quantise(to_openvino(function, model), patches, patches, 2, 1.0, silent)
     assert loose.dice_float32 == 1 and loose.kept == () and loose.num_layers == 4
-    strict = quantise(to_openvino(function), patches, patches, 2, 1e-6, silent)
+    strict = quantise(to_openvino(function, model), patches, patches, 2, 1e-6, silent)
     assert 1 <= len(strict.kept) <= 4 and all("conv" in name or "last" in name for name in strict.kept)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from trainer.cli.export import config_file
-from trainer.cli.main import main, make_parser, parse
+from trainer.cli.main import make_parser, parse
 from trainer.errors import ExportError
 from trainer.extras import how_to_install
 

@@ -63,11 +63,11 @@ def run(args: argparse.Namespace) -> None:
     if args.precision == "int8" or args.compare:
         import trainer.export.int8  # noqa: F401  # where NNCF is missing, that is told first
     from trainer.export.compare import compare
-    from trainer.export.export import Wanted, export_run, is_current
+    from trainer.export.export import PRECISIONS, Kind, Precision, Wanted, export_run, is_current
     from trainer.infer.run_network import chosen_checkpoint
     from trainer.train.session import configure_tensorflow
 
-    def wanted(kind: str, precision: str) -> Wanted:
+    def wanted(kind: Kind, precision: Precision) -> Wanted:
         return Wanted(
             kind=kind,
             precision=precision,
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"export: {out}")
         return
     folders = []
-    for precision in ("fp32", "fp16", "int8"):
+    for precision in PRECISIONS:
         export = wanted("openvino", precision)
         folders.append(run_dir / "export" / export.name)
         if not is_current(folders[-1], config, run_dir):

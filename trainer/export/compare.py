@@ -111,7 +111,7 @@ def variants(exports: Sequence[Path], checkpoint: Path) -> list[Variant]:
     found = [Variant("TensorFlow float32", TENSORFLOW, "float32", weights_bytes(checkpoint))]
     for folder in exports:
         about = read_about(folder)
-        rest = names[arithmetic(about["precision"], openvino.Core())]
+        rest = names[arithmetic(about["narrow"], openvino.Core())]
         size = sum((folder / name).stat().st_size for name in files_of(folder))
         name = {"fp32": "OpenVINO float32", "fp16": "OpenVINO 16 bits", "int8": "OpenVINO INT8"}[about["precision"]]
         kept = len(about["int8"]["kept_in_float32"]) if "int8" in about else 0
@@ -169,21 +169,29 @@ def table(rows: Sequence[Row], about: dict[str, Any]) -> str:
     lines = [
         "# Formats side by side",
         "",
-        f"Measured {about['date']} by Widefield {about['widefield']} on {about['machine']}, {about['threads']} threads: "
-        f"{about['checkpoint']} of {about['run']}.",
+        f"Measured {about['date']} by Widefield {about['widefield']} on {about['machine']}, {about['threads']} "
+        f"threads: {about['checkpoint']} of {about['run']}.",
         "",
-        f"Tiles of {about['patch_size']} px, one at a time; {about['timed_tiles']} of each in {_ROUNDS} fresh processes, "
-        f"in turns: the median and quartiles. Dice is over {about['validation_patches']} validation patches. Memory is "
+        f"Tiles of {about['patch_size']} px, one at a time; {about['timed_tiles']} of each in {_ROUNDS} fresh processes, in "
+        f"turns: the median and quartiles. Dice is over {about['validation_patches']} validation patches. Memory is "
         "the largest resident set of the process before scoring.",
         "",
+        *figures(as_json(rows)),
+    ]
+    return "\n".join([*lines, ""])
+
+
+def figures(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The lines of the table."""
+    lines = [
         "| network | computes in | Dice | latency (ms) | speed-up | peak memory (MB) | file (MB) |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for row in as_json(rows):
+    for row in rows:
         low, high = (1000 * q for q in row["quartiles_s"])
         lines.append(
             f"| {row['name']} | {row['computes']} | {row['dice']:.4f} | {1000 * row['latency_s']:.0f} "
             f"({low:.0f}-{high:.0f}) | {row['speed_up']:.2f} | {row['peak_memory_bytes'] / 1e6:.0f} | "
             f"{row['file_bytes'] / 1e6:.1f} |"
         )
-    return "\n".join([*lines, ""])
+    return lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from trainer.export.names import name_layers
 from trainer.infer.openvino import openvino
 from trainer.models.keras import keras, tf
 from trainer.quiet import quiet_stderr
@@ -14,12 +15,16 @@ Function = Any
 _OPSET = 18  # of ONNX; the newest that tf2onnx 1.17 writes
 
 
-def to_openvino(function: Function) -> openvino.Model:
-    """The function as an OpenVINO model: batch norms folded into convolutions, any batch and tile size."""
-    model = openvino.convert_model(function)
-    model.inputs[0].set_names({"image"})
-    model.outputs[0].set_names({"probabilities"})
-    return model
+def to_openvino(function: Function, model: keras.Model) -> openvino.Model:
+    """The function as an OpenVINO model: batch norms folded into convolutions, layers by their names in `model`."""
+    converted = openvino.convert_model(function)
+    # every custom gradient has left results of its own, which would be computed and kept as well
+    result = next(o for o in converted.outputs if "probabilities:0" in o.get_names())
+    converted = openvino.Model([result.get_node()], converted.get_parameters())
+    converted.inputs[0].set_names({"image"})
+    converted.outputs[0].set_names({"probabilities"})
+    name_layers(converted, model)
+    return converted
 
 
 def write_openvino(model: openvino.Model, folder: Path, *, half: bool) -> str:

@@ -21,7 +21,9 @@ def report(about: dict[str, Any]) -> str:
         "- gives: float32 probabilities [B, P, P, C]",
     ]
     if "largest_difference" in about:
-        lines.append(f"- largest difference of a probability from TensorFlow, on noise: {about['largest_difference']:.1e}")
+        lines.append(
+            f"- largest difference of a probability from TensorFlow, on noise: {about['largest_difference']:.1e}"
+        )
     if about["network"]:
         lines += ["", "    widefield predict THIS_FOLDER SLIDE -o OUT      needs pip install 'widefield[predict]' only"]
     if "int8" in about:

@@ -51,7 +51,7 @@ class ExportedNetwork:
             "INFERENCE_NUM_THREADS": threads,
             # ranks that nothing bound would all pin their threads to the same cores
             "ENABLE_CPU_PINNING": False,
-            "INFERENCE_PRECISION_HINT": arithmetic(about["precision"], self._core),
+            "INFERENCE_PRECISION_HINT": arithmetic(about["narrow"], self._core),
         }
         self._shape: tuple[int, ...] = ()
 
@@ -73,10 +73,10 @@ class ExportedNetwork:
         self._shape = shape
 
 
-def arithmetic(precision: str, core: openvino.Core) -> str:
-    """What an export computes in: bf16 for fp16 where the processor has it, else f32 (and i8 where it is quantised).
+def arithmetic(narrow: bool, core: openvino.Core) -> str:
+    """What a network computes in where it is not quantised: bf16 if it may and the processor has it, else f32.
 
     OpenVINO's own choice would be bf16 on every processor that has it, for float32 too.
     """
     has_bfloat16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return "bf16" if precision == "fp16" and has_bfloat16 else "f32"
+    return "bf16" if narrow and has_bfloat16 else "f32"

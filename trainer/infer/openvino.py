@@ -11,6 +11,6 @@ import sys
 
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # an import of it now fails
 
-import openvino
+import openvino  # noqa: E402
 
 __all__ = ["openvino"]
