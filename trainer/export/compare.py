@@ -172,9 +172,9 @@ def table(rows: Sequence[Row], about: dict[str, Any]) -> str:
         f"Measured {about['date']} by Widefield {about['widefield']} on {about['machine']}, {about['threads']} "
         f"threads: {about['checkpoint']} of {about['run']}.",
         "",
-        f"Tiles of {about['patch_size']} px, one at a time; {about['timed_tiles']} of each in {_ROUNDS} fresh processes, in "
-        f"turns: the median and quartiles. Dice is over {about['validation_patches']} validation patches. Memory is "
-        "the largest resident set of the process before scoring.",
+        f"Tiles of {about['patch_size']} px, one at a time; {about['timed_tiles']} of each in {_ROUNDS} fresh "
+        f"processes, in turns: the median and quartiles. Dice is over {about['validation_patches']} validation "
+        "patches. Memory is the largest resident set of the process before scoring.",
         "",
         *figures(as_json(rows)),
     ]
