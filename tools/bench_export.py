@@ -49,6 +49,7 @@ def measure(backbone: str) -> dict[str, Any]:
     run = RUNS / backbone
     if not (run / "report.json").exists():
         settings = (f"data.path={DATA}", f"output={run}", f"model.backbone={backbone}", "model.weights=null")
+        share = "sampling={positive_share: 0.7}"  # tumour is rare, and Dice is its
         evaluation = "evaluation={max_patches: 48, max_regions: 4, figure_regions: 0}"
         rate = "training.optimizer={name: adam, learning_rate: 0.001, warmup_steps: 10, schedule: cosine}"
         widefield(

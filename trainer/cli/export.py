@@ -59,6 +59,10 @@ def run(args: argparse.Namespace) -> None:
     from trainer.runtime.start import my_threads
 
     run_dir, threads = args.run_dir, my_threads().intra_op
+    if args.compare and args.output:
+        raise ExportError(
+            f"--compare measures what is in {run_dir / 'export'}", where=f"-o {args.output}", fix="leave -o out"
+        )
     config = load_config(config_file(run_dir)).model_copy(update={"output": run_dir})
     if args.precision == "int8" or args.compare:
         import trainer.export.int8  # noqa: F401  # where NNCF is missing, that is told first

@@ -55,7 +55,11 @@ def quantise(
         per_patch = confusions(lambda image: compiled(image)[0], patches, num_classes)
         if len(per_patch) == len(validation):
             dice.append(dice_of(per_patch))
-            say(f"Dice in float32: {dice[0]:.4f}" if len(dice) == 1 else f"Dice with layers in INT8: {dice[-1]:.4f}")
+            say(
+                f"Dice in float32: {dice[0]:.4f}"
+                if len(dice) == 1
+                else f"Dice in INT8, try {len(dice) - 1}: {dice[-1]:.4f}"
+            )
         return dice_of(per_patch), [accuracy_of(c) for c in per_patch]
 
     with TemporaryDirectory() as folder:
