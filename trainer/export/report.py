@@ -19,6 +19,8 @@ def report(about: dict[str, Any]) -> str:
         f"- takes: uint8 RGB [B, P, P, 3] at {at}; P any multiple of {about['tile_multiple']}, trained with "
         f"{', '.join(map(str, recipe['patch_sizes']))}; scaling of pixels is inside",
         "- gives: float32 probabilities [B, P, P, C]",
+        f"- computes in: {'INT8 and ' if 'int8' in about else ''}"
+        f"{'bfloat16 where the processor has it, else ' if about['narrow'] else ''}float32",
     ]
     if "largest_difference" in about:
         lines.append(
