@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
         import trainer.export.int8  # noqa: F401  # where NNCF is missing, that is told first
     from trainer.export.compare import compare
     from trainer.export.export import PRECISIONS, Kind, Precision, Wanted, export_run, is_current
-    from trainer.infer.run_network import chosen_checkpoint
+    from trainer.infer.run_recipe import scored_checkpoint
     from trainer.train.session import configure_tensorflow
 
     def wanted(kind: Kind, precision: Precision) -> Wanted:
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
         if not is_current(folders[-1], config, run_dir):
             export_run(config, run_dir, export, folders[-1], threads, say)
     size = args.patch_size or config.patch_sizes[-1]
-    compare(config, run_dir, folders, chosen_checkpoint(run_dir), size, threads, say)
+    compare(config, run_dir, folders, scored_checkpoint(run_dir), size, threads, say)
     print((run_dir / "export" / "compare.md").read_text(encoding="utf-8"))
 
 

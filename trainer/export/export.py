@@ -23,7 +23,8 @@ from trainer.files import replace_content, replaced_folder
 from trainer.infer.export_folder import ABOUT, FORMAT, files_of, is_export, read_about
 from trainer.infer.exported_network import ExportedNetwork
 from trainer.infer.network import Recipe
-from trainer.infer.run_network import chosen_checkpoint, read_model, recipe_of
+from trainer.infer.run_network import read_model
+from trainer.infer.run_recipe import recipe_of, scored_checkpoint
 from trainer.models.keras import keras
 from trainer.train.session import config_hash
 
@@ -79,7 +80,7 @@ def export_run(config: Config, run: Path, wanted: Wanted, out: Path, threads: in
     """
     check_place(out, config)
     patches = _patches(config, wanted) if wanted.precision == "int8" else None  # missing ones are missed at once
-    checkpoint = chosen_checkpoint(run)
+    checkpoint = scored_checkpoint(run)
     say(f"reading {checkpoint}")
     keras.mixed_precision.set_global_policy("float32")  # also where it was trained in a narrower one
     model = read_model(config, checkpoint)
@@ -112,7 +113,7 @@ def export_run(config: Config, run: Path, wanted: Wanted, out: Path, threads: in
 
 def is_current(folder: Path, config: Config, run: Path) -> bool:
     """Whether a folder is an export of what `export_run` would export."""
-    weights = recipe_of(config, chosen_checkpoint(run)).network
+    weights = recipe_of(config, scored_checkpoint(run)).network
     return is_export(folder) and read_about(folder)["recipe"]["network"] == weights
 
 
