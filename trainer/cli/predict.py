@@ -225,7 +225,7 @@ def predict(
     except StoppedBySignal:
         return Outcome(job.slide, StoppedBySignal())
     except (SlideError, ConfigError, PredictionError) as error:
-        say(f"failed: {error.what}")
+        say(f"failed: {error.what}; {error.fix}")
         return Outcome(job.slide, error)
     say(f"results: {job.folder}")
     return Outcome(job.slide, None)
