@@ -25,10 +25,12 @@ from trainer.export.graph import inference_function
 from trainer.export.int8 import quantise
 from trainer.export.patches import Patches, validation_patches
 from trainer.infer.exported_network import ExportedNetwork
+from trainer.infer.openvino import openvino
 from trainer.infer.run_network import RunNetwork
 from trainer.infer.slide_job import predict_slide
 from trainer.models import build_model
 from trainer.models.keras import keras, tf
+from trainer.models.norms import GroupNorm
 from trainer.patches.build import build_index
 from trainer.slides.slide import open_slide
 from trainer.train.checkpoint import Progress, snapshot, write_checkpoint
@@ -167,6 +169,21 @@ def test_layers_that_cost_dice_stay_in_float32_and_are_named() -> None:
     assert loose.dice_float32 == 1 and loose.kept == () and loose.num_layers == 4
     strict = quantise(to_openvino(function, model), patches, patches, 2, 1e-6, silent)
     assert 1 <= len(strict.kept) <= 4 and all("conv" in name or "last" in name for name in strict.kept)
+
+
+def test_a_group_norm_after_an_int8_convolution_norms_what_comes_from_it() -> None:
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((None, None, 3))
+    x = keras.layers.Conv2D(16, 3, padding="same", activation="relu")(keras.layers.Rescaling(1 / 255)(inputs))
+    x = GroupNorm()(keras.layers.DepthwiseConv2D(3, padding="same")(x))
+    model = keras.Model(inputs, keras.layers.Conv2D(2, 1)(keras.layers.ReLU()(x)))
+    function = inference_function(model)
+    patches = Patches(OwnAnswers(function), [Tile(0, n, 0, 64) for n in range(6)], 1)
+    quantised = quantise(to_openvino(function, model), patches, patches, 2, 1.0, silent)
+    images = noise(1, 64, 64)
+    difference = np.abs(openvino.compile_model(quantised.model, "CPU")(images)[0] - function(images).numpy())
+    deviation = function(images).numpy().std()
+    assert difference.mean() < deviation / 3, deviation
 
 
 def test_an_export_predicts_the_map_that_the_run_predicts(
