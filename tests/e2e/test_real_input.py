@@ -27,6 +27,7 @@ def test_kidney_images_with_colour_masks_train_on_two_ranks(fixtures: Path, tmp_
     assert (run / "figures" / "regions.png").stat().st_size > 10_000
 
 
+@pytest.mark.long  # in make test slides of this kind are indexed, not trained on
 def test_a_real_aperio_slide_is_indexed_and_trained_on_through_openslide(fixtures: Path, tmp_path: Path) -> None:
     slides = [fixtures / "wsi" / n for n in ("CMU-1-Small-Region.svs", "tcga-cr-7395-01a-01-ts1.svs")]
     must_pass(run_python("tools/tissue_labels.py", tmp_path, *slides))
