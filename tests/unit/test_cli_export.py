@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from trainer.cli.export import config_file
 from trainer.cli.main import make_parser, parse
-from trainer.errors import ExportError
+from trainer.config import load_run_config
+from trainer.errors import RunError
 from trainer.extras import how_to_install
 
 
 def test_weights_without_settings_are_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(ExportError, match=r"has no config\.yaml"):
-        config_file(tmp_path)
+    with pytest.raises(RunError, match=r"has no config\.yaml"):
+        load_run_config(tmp_path)
 
 
 @pytest.mark.parametrize("value", ["-0.1", "2", "x"])

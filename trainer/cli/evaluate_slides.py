@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.cli.predict import Job, Outcome, check_names, predict, raise_failures
-from trainer.config import Config, load_config
+from trainer.config import Config, load_run_config
 from trainer.errors import ConfigError, DataError, RunError, StoppedBySignal, WidefieldError, nearest
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     from trainer.runtime.pool import worker_pool
 
     _check(args)
-    config = load_config(args.run_dir / "config.yaml", args.overrides)
+    config = load_run_config(args.run_dir, args.overrides)
     positives = _positives(config, args.tumour_class)
     split, records = chosen_slides(config, args.run_dir, args.slides, is_changed=bool(args.overrides))
     folder = args.predictions or args.run_dir / "slides"
@@ -148,7 +148,7 @@ def _trained_on(run: Path) -> set[str]:
 
 
 def _index_path(run: Path) -> Path:
-    return load_config(run / "config.yaml").model_copy(update={"output": run}).index_path
+    return load_run_config(run).index_path
 
 
 def _write(run: Path, config: Config, split: str, positives: Sequence[str], scored: Sequence[Scored]) -> None:

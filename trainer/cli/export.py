@@ -55,7 +55,7 @@ def drop(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> None:
-    from trainer.config import load_config
+    from trainer.config import load_run_config
     from trainer.runtime.start import my_threads
 
     run_dir, threads = args.run_dir, my_threads().intra_op
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
         raise ExportError(
             f"--compare measures what is in {run_dir / 'export'}", where=f"-o {args.output}", fix="leave -o out"
         )
-    config = load_config(config_file(run_dir)).model_copy(update={"output": run_dir})
+    config = load_run_config(run_dir)
     if args.precision == "int8" or args.compare:
         import trainer.export.int8  # noqa: F401  # where NNCF is missing, that is told first
     from trainer.export.compare import compare
@@ -100,20 +100,3 @@ def run(args: argparse.Namespace) -> None:
     size = args.patch_size or config.patch_sizes[-1]
     compare(config, run_dir, folders, scored_checkpoint(run_dir), size, threads, say)
     print((run_dir / "export" / "compare.md").read_text(encoding="utf-8"))
-
-
-def config_file(run_dir: Path) -> Path:
-    """The settings of a run.
-
-    Raises:
-      ExportError: there are none.
-    """
-    path = run_dir / "config.yaml"
-    if path.is_file():
-        return path
-    raise ExportError(
-        "has no config.yaml: weights alone do not say of which network they are",
-        where=str(run_dir),
-        fix="give the directory of a run; a checkpoint that was copied needs the run's config.yaml beside its folder "
-        "checkpoints/",
-    )

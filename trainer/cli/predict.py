@@ -167,11 +167,11 @@ def _by_groups(args: argparse.Namespace, jobs: list[Job], world: World) -> list[
             where="--ranks-per-tile",
             fix=f"mpirun -np {size} python -m trainer predict ..., or a multiple of {size} ranks",
         )
-    from trainer.config import load_config
+    from trainer.config import load_run_config
     from trainer.infer.shared_network import SharedNetwork
     from trainer.runtime.start import start_comm
 
-    config = load_config(args.run_dir / "config.yaml")
+    config = load_run_config(args.run_dir)
     comm = start_comm("mpi")
     _configure(config)
     network = SharedNetwork(config, args.run_dir, comm, size, args.tile)
@@ -241,11 +241,11 @@ def _network(folder: Path) -> Network:
         from trainer.runtime.start import my_threads
 
         return ExportedNetwork(folder, my_threads().intra_op)
-    from trainer.config import load_config
+    from trainer.config import load_run_config
     from trainer.infer.network import LazyNetwork
     from trainer.infer.run_recipe import recipe_of, scored_checkpoint
 
-    config = load_config(folder / "config.yaml").model_copy(update={"output": folder})  # wherever it lies now
+    config = load_run_config(folder)
 
     def build() -> Network:
         from trainer.infer.run_network import RunNetwork

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from trainer.config.schema import Config
-from trainer.errors import ConfigError, nearest
+from trainer.errors import ConfigError, RunError, nearest
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -30,6 +30,22 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         return Config.model_validate(raw)
     except ValidationError as error:
         raise _explain(error, path) from None
+
+
+def load_run_config(run: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a run directory, whose `output` is where that lies now; see `load_config`.
+
+    Raises:
+      RunError: it holds none.
+    """
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise RunError(
+            "has no config.yaml: weights alone do not say of which network they are",
+            where=str(run),
+            fix="give the directory of a run; one that was copied needs config.yaml beside its folder checkpoints/",
+        )
+    return load_config(path, overrides).model_copy(update={"output": run})
 
 
 def dump_config(config: Config) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.config import Config, load_config
+from trainer.config import Config, load_run_config
 from trainer.infer.network import Network
 from trainer.train.clock import peak_memory_bytes
 
@@ -26,7 +26,7 @@ TENSORFLOW = "tensorflow"
 
 def measure(run: Path, name: str, tiles: Path, patch_size: int, threads: int, score: bool) -> dict[str, Any]:
     """What the module's text says."""
-    config = load_config(run / "config.yaml").model_copy(update={"output": run})
+    config = load_run_config(run)
     network = _network(config, run, name, threads)
     images = np.load(tiles)
     network(images[:1])
