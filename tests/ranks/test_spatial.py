@@ -78,7 +78,7 @@ def test_a_curriculum_goes_from_whole_patches_to_shared_ones(
     tiny_slides: Path, tmp_path: Path, sizes: list[int]
 ) -> None:
     plain = {"name": "sgd", "learning_rate": 1e-4, "scale_with_world_size": "none"}
-    training = {"optimizer": plain, "compression": "none"}
+    training = {"optimizer": plain, "compression": "none", "keep_checkpoints": 10}
     runs = []
     for name, batch, parallel in (("shared", 1, SPLIT), ("alone", 2, {})):
         (tmp_path / name).mkdir()
@@ -109,7 +109,8 @@ def test_a_curriculum_goes_from_whole_patches_to_shared_ones(
     for one, other in zip(shared, alone, strict=True):
         for key in ("val_accuracy", "val_auc", "common_miou", "common_auc"):
             assert one[key] == pytest.approx(other[key], abs=1e-3), key
-        assert one["val_megapixels"] == other["val_megapixels"]
+        for key in ("val_megapixels", "val_patches", "common_patches"):
+            assert one[key] == other[key]
     assert "ranks per patch" in (runs[0] / "report.md").read_text()
     assert (runs[0] / "figures/regions.png").stat().st_size == pytest.approx(
         (runs[1] / "figures/regions.png").stat().st_size, rel=0.02
@@ -137,6 +138,7 @@ def test_a_run_with_shared_patches_goes_on_without_and_the_other_way_round(tiny_
     run = tmp_path / "run"
     must_pass(mpirun(2, "-m", "trainer", "train", config, timeout_s=900))
     must_pass(widefield("train", "--resume", run, "curriculum.0.parallel.spatial=1", "curriculum.0.steps=2"))
-    must_pass(mpirun(2, "-m", "trainer", "train", "--resume", run, "curriculum.0.steps=3"))
+    again = ("curriculum.0.parallel.spatial=2", "curriculum.0.steps=3")  # a run goes on with the settings it had last
+    must_pass(mpirun(2, "-m", "trainer", "train", "--resume", run, *again))
     report = json.loads((run / "report.json").read_text())
     assert (report["stages"][0]["spatial"], report["stages"][0]["steps"]) == (2, 3)

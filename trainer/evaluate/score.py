@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -95,7 +96,7 @@ class Evaluator:
             if self._any_of_group(interrupted(), spatial):
                 break
         total = total.from_vector(self._comm.allreduce(total.to_vector()))
-        return metrics_of(total, names)
+        return metrics_of(replace(total, patches=total.patches // spatial), names)  # a group's ranks each counted it
 
     def _rows(self, size: int) -> Rows:
         """Rows of each patch of a size that this rank sees."""
