@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openslide
 import pytest
+import shapely
 from small_slides import manifest, run_config, tissue_slide
 
 from trainer.config import Config
@@ -115,3 +117,25 @@ def test_a_slide_becomes_a_folder_of_files_once(tiny_slides: Path, tmp_path: Pat
     assert "was finished before" in said[-1]
     with pytest.raises(PredictionError, match="holds a map with another tile: 256, not 64"):
         predict(64)
+
+
+def test_viewers_see_a_real_slide_and_its_prediction_in_one_place(real_slide: Path, tmp_path: Path) -> None:
+    """Pink is tumour, on an Aperio slide of 0.499 um/px that has one level."""
+    config = run_config(tmp_path, sizes=(256,), model=SMALL)
+    (tmp_path / "weights").touch()
+    network = Threshold(recipe_of(config, tmp_path / "weights"))
+    found = predict_slide(
+        real_slide, network, tmp_path / "out", threads=2, say=print, progress=lambda done, total: None
+    )
+    assert found["mpp"] == pytest.approx(0.499) and not found["holes"]
+    tumour = found["classes"]["tumour"]
+    assert tumour["area_mm2"] == pytest.approx(tumour["area_px"] * 0.499**2 / 1e6)
+    for name in ("classes", "probability-tumour"):
+        with openslide.OpenSlide(tmp_path / "out" / f"{name}.tif") as shown, openslide.OpenSlide(real_slide) as slide:
+            assert shown.dimensions == slide.dimensions and shown.level_count > 1
+            assert float(shown.properties[openslide.PROPERTY_NAME_MPP_X]) == pytest.approx(0.499)
+            for level, size in enumerate(shown.level_dimensions):
+                assert np.ptp(np.asarray(shown.read_region((0, 0), level, size))[..., 0]) > 0
+    outlines = json.loads((tmp_path / "out" / "regions.geojson").read_text())["features"]
+    drawn = shapely.unary_union([shapely.geometry.shape(f["geometry"]) for f in outlines])
+    assert drawn.is_valid and drawn.area == pytest.approx(tumour["area_px"], rel=0.05)
