@@ -120,7 +120,7 @@ def test_a_slide_becomes_a_folder_of_files_once(tiny_slides: Path, tmp_path: Pat
 
 
 def test_viewers_see_a_real_slide_and_its_prediction_in_one_place(real_slide: Path, tmp_path: Path) -> None:
-    """Pink is tumour, on an Aperio slide of 0.499 um/px that has one level."""
+    """Dark is tumour, on an Aperio slide of 0.499 um/px that has one level."""
     config = run_config(tmp_path, sizes=(256,), model=SMALL)
     (tmp_path / "weights").touch()
     network = Threshold(recipe_of(config, tmp_path / "weights"))
