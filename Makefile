@@ -94,6 +94,10 @@ bench-spatial: setup ## memory and time of a patch that two ranks share; writes 
 bench-export: setup ## what exports are worth: Dice, latency, memory, size; writes a folder of results/export/
 	$(BIN)/python tools/bench_export.py
 
+.PHONY: bench-predict
+bench-predict: setup ## throughput and memory of predicting whole slides; writes a folder of results/predict/
+	$(BIN)/python tools/bench_predict.py
+
 .PHONY: bench-network
 bench-network: setup ## scaling studies on the virtual Slurm over networks of three speeds; as root; writes results/
 	$(BIN)/python tools/bench_network.py
