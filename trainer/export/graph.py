@@ -35,10 +35,10 @@ def _apply(call: Call, inputs: Any) -> tf.Tensor:
 def _group_norm(layer: GroupNorm, x_NHWC: tf.Tensor) -> tf.Tensor:
     """`norms.group_norm` as two means and one pass of scale and shift, which the engine joins with the ReLU behind it.
 
-    The square is a power: where the result of an INT8 convolution is multiplied by itself, OpenVINO 2026.4 takes its
-    scale wrongly, and all is lost. All of it is indifferent to how x lies in memory. Normalising groups as such (MVN,
-    GroupNormalization) wants one channel after the other, where convolutions want one pixel after the other: 1.3-1.5
-    times the time, see docs/architecture.md.
+    The square is a power, and so is what the mean is of: where the result of an INT8 convolution is multiplied by
+    itself or goes straight into a mean, OpenVINO 2026.4 takes its scale wrongly. All of it is indifferent to how x lies
+    in memory. Normalising groups as such (MVN, GroupNormalization) wants one channel after the other, where
+    convolutions want one pixel after the other: 1.3-1.5 times the time, see docs/architecture.md.
     """
     groups, channels = layer.groups, x_NHWC.shape[-1]
 
@@ -48,7 +48,7 @@ def _group_norm(layer: GroupNorm, x_NHWC: tf.Tensor) -> tf.Tensor:
     def of_groups(x_N11C: tf.Tensor) -> tf.Tensor:
         return tf.reshape(x_N11C, [-1, groups, channels // groups])
 
-    mean_NG1 = tf.reduce_mean(of_groups(mean_of_pixels(x_NHWC)), 2, keepdims=True)
+    mean_NG1 = tf.reduce_mean(of_groups(mean_of_pixels(tf.pow(x_NHWC, 1.0))), 2, keepdims=True)
     square_NG1 = tf.reduce_mean(of_groups(mean_of_pixels(tf.pow(x_NHWC, 2.0))), 2, keepdims=True)
     variance_NG1 = tf.maximum(square_NG1 - tf.square(mean_NG1), 0.0)
     scale_NGc = of_groups(layer.gamma) * tf.math.rsqrt(variance_NG1 + layer.epsilon)
