@@ -127,6 +127,7 @@ def render(result: dict[str, Any]) -> str:
 
 
 def render_throughput(part: dict[str, Any]) -> str:
+    """A row for each precision."""
     rows = []
     for row in part["rows"]:
         rounds = row["rounds"]
@@ -149,6 +150,7 @@ The bar is 0.9, for float32."""
 
 
 def render_memory(part: dict[str, Any]) -> str:
+    """The peak on the large slide, beside its bar."""
     whole = part["whole"]
     return f"""## Memory
 

@@ -150,7 +150,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
         other = f" ({point['backbone']})" if point is largest else ""
         axes.plot(ranks, size, "k*", ms=9)
         label = f"{point['peak_memory_gb']:.1f} GB{other}"
-        axes.annotate(label, (ranks, size), (8, -4), textcoords="offset points", fontsize=8)
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # lines pass behind it
+        axes.annotate(label, (ranks, size), (9, -3), textcoords="offset points", fontsize=8, bbox=box)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     axes.set_xticks(modelled["ranks"], modelled["ranks"])

@@ -69,11 +69,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _score_patches(args: argparse.Namespace) -> None:
-    from trainer.config import load_config
+    from trainer.config import load_run_config
     from trainer.runtime import start_comm
     from trainer.runtime.start import my_threads
 
-    config = load_config(args.run_dir / "config.yaml", args.overrides)
+    config = load_run_config(args.run_dir, args.overrides)
     from trainer.train.evaluate_run import evaluate_run
     from trainer.train.session import configure_tensorflow
 

@@ -42,14 +42,14 @@ def _group_norm(layer: GroupNorm, x_NHWC: tf.Tensor) -> tf.Tensor:
     """
     groups, channels = layer.groups, x_NHWC.shape[-1]
 
-    def mean_of_pixels(x: tf.Tensor) -> tf.Tensor:
-        return tf.reduce_mean(x, [1, 2], keepdims=True)
+    def mean_of_pixels(power: float) -> tf.Tensor:
+        return tf.reduce_mean(tf.pow(x_NHWC, power), [1, 2], keepdims=True)
 
     def of_groups(x_N11C: tf.Tensor) -> tf.Tensor:
         return tf.reshape(x_N11C, [-1, groups, channels // groups])
 
-    mean_NG1 = tf.reduce_mean(of_groups(mean_of_pixels(tf.pow(x_NHWC, 1.0))), 2, keepdims=True)
-    square_NG1 = tf.reduce_mean(of_groups(mean_of_pixels(tf.pow(x_NHWC, 2.0))), 2, keepdims=True)
+    mean_NG1 = tf.reduce_mean(of_groups(mean_of_pixels(1.0)), 2, keepdims=True)
+    square_NG1 = tf.reduce_mean(of_groups(mean_of_pixels(2.0)), 2, keepdims=True)
     variance_NG1 = tf.maximum(square_NG1 - tf.square(mean_NG1), 0.0)
     scale_NGc = of_groups(layer.gamma) * tf.math.rsqrt(variance_NG1 + layer.epsilon)
     shift_NGc = of_groups(layer.beta) - mean_NG1 * scale_NGc

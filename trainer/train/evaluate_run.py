@@ -41,7 +41,6 @@ def evaluate_run(
       ConfigError: a size that the run's index does not hold.
     """
     console = Console(comm.rank == 0)
-    config = config.model_copy(update={"output": run})
     check_placement(config.runtime, comm)
     index = prepare_data(config, comm, console)
     model = build_network(config, comm, read_weights=False)
