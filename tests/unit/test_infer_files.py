@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from trainer.errors import PredictionError
 from trainer.infer.overview import write_overview
+from trainer.infer.pieces import pieces_of
 from trainer.infer.pyramid import open_pyramid, write_pyramid
 from trainer.infer.regions import Region, regions_of, write_geojson
 from trainer.infer.summary import summary
@@ -159,6 +160,18 @@ def test_outlines_of_noise_are_valid(share: float) -> None:
     found = found_in(noise, downsample=3.9987, min_area_px=1)
     assert all(region.polygon.is_valid for region in found)
     assert sum(region.area_px for region in found) == noise.sum()
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.75, 1.0])
+def test_a_piece_is_outlined_along_its_pixels(share: float) -> None:
+    classes = (np.random.default_rng(0).random((60, 50)) < share).astype(np.uint8)
+    pieces, numbers = pieces_of(classes, classes, (7, 100), 1)
+    assert len(pieces) == numbers.max() + 1
+    for number, piece in enumerate(pieces):
+        y, x = np.nonzero(numbers == number)
+        pixels = shapely.union_all(shapely.box(x + 7, y + 100, x + 8, y + 101))
+        assert piece.outline.is_valid
+        assert piece.outline.equals(pixels)
 
 
 def test_where_blocks_end_shows_nowhere(blobs: np.ndarray) -> None:

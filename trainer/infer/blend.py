@@ -70,7 +70,8 @@ class Blender:
             self._open[place] = _Open(np.zeros((self._num_classes, BLOCK, BLOCK), np.float32))
         block = self._open[place]
         in_block, in_tile, weight = self._weight(place, tile, counts)
-        block.total[:, *in_block] += np.moveaxis(probabilities[in_tile], 2, 0) * weight
+        for number, total in enumerate(block.total):  # all classes in one expression take 1.7 times as long
+            total[in_block] += probabilities[*in_tile, number] * weight
         block.tiles.append((tile, counts))
 
     def _finished(self, place: Place) -> np.ndarray:

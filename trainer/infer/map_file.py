@@ -117,7 +117,12 @@ class MapFile:
     def read_classes(self, x: int, y: int, width: int, height: int) -> np.ndarray:
         """[height, width] uint8, the most probable class (the first of equals), NOT_PREDICTED where there is none."""
         probabilities = self.read(x, y, width, height)
-        return np.where(probabilities.any(axis=0), probabilities.argmax(axis=0), NOT_PREDICTED).astype(np.uint8)
+        highest, classes = probabilities[0], np.zeros((height, width), np.uint8)
+        for number, probability in enumerate(probabilities[1:], 1):  # argmax takes six times as long
+            classes[probability > highest] = number
+            np.maximum(highest, probability, out=highest)
+        classes[highest == 0] = NOT_PREDICTED
+        return classes
 
     def read_probability(self, number: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         """[height, width] uint8 of one class."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from trainer.inspect.colours import class_colour
 SUMMARY = "summary.json"
 """Written last: where it is, a slide is finished."""
 _FIRST_CLASS = (255, 255, 255)
+Colour = tuple[int, int, int]
+"""RGB."""
 
 
 def write_outputs(folder: Path, map_file: MapFile, view: SlideView, class_names: tuple[str, ...]) -> dict[str, Any]:
@@ -30,18 +34,21 @@ def write_outputs(folder: Path, map_file: MapFile, view: SlideView, class_names:
 
     The summary also says level-0 pixels per map pixel (`downsample`) and what is to be told of the slide (`notes`).
     """
-    width, height = map_file.size
     colours = [_FIRST_CLASS, *(_rgb(class_colour(n)) for n in range(1, len(class_names)))]
-    for number, name in list(enumerate(class_names))[1:]:
-        read = partial(map_file.read_probability, number)
-        write_pyramid(folder / f"probability-{name}.tif", read, width, height, mpp=view.mpp)
-    write_pyramid(folder / "classes.tif", map_file.read_classes, width, height, mpp=view.mpp, colours=colours)
-    regions = regions_of(
-        map_file.read_classes, map_file.read_probability, width, height, class_names, view.downsample, view.mpp
-    )
-    write_geojson(folder / "regions.geojson", regions, class_names, colours)
-    thumbnail, downsample = view.thumbnail()
-    write_overview(folder / "overview.png", thumbnail, regions, downsample, class_names, colours)
+    with ThreadPoolExecutor(1, "pyramids") as pool:  # meanwhile the regions are found: as much work
+        pyramids = pool.submit(_write_pyramids, folder, map_file, view.mpp, class_names, colours)
+        regions = regions_of(
+            map_file.read_classes,
+            map_file.read_probability,
+            *map_file.size,
+            class_names,
+            view.downsample,
+            view.mpp,
+        )
+        write_geojson(folder / "regions.geojson", regions, class_names, colours)
+        thumbnail, downsample = view.thumbnail()
+        write_overview(folder / "overview.png", thumbnail, regions, downsample, class_names, colours)
+        pyramids.result()
     found = summary(
         slide=view.slide.path.name,
         regions=regions,
@@ -52,6 +59,15 @@ def write_outputs(folder: Path, map_file: MapFile, view: SlideView, class_names:
     found |= {"downsample": view.downsample, "notes": list(view.notes)}
     replace_content(folder / SUMMARY, json.dumps(found, indent=1) + "\n")
     return found
+
+
+def _write_pyramids(
+    folder: Path, map_file: MapFile, mpp: float | None, class_names: Sequence[str], colours: Sequence[Colour]
+) -> None:
+    for number, name in list(enumerate(class_names))[1:]:
+        read = partial(map_file.read_probability, number)
+        write_pyramid(folder / f"probability-{name}.tif", read, *map_file.size, mpp=mpp)
+    write_pyramid(folder / "classes.tif", map_file.read_classes, *map_file.size, mpp=mpp, colours=colours)
 
 
 def class_areas(map_file: MapFile, class_names: tuple[str, ...]) -> dict[str, int]:
@@ -69,6 +85,6 @@ def _on_slide(hole: Hole, downsample: float) -> dict[str, Any]:
     return {"x": x, "y": y, "width": side, "height": side, "why": hole.why}
 
 
-def _rgb(colour: str) -> tuple[int, int, int]:
+def _rgb(colour: str) -> Colour:
     red, green, blue = ImageColor.getrgb(colour)[:3]
     return red, green, blue

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image
-from skimage.measure import approximate_polygon, find_contours
+
+from trainer.slides.geometry import mask_rings
 
 _DENSITY_CELLS = 200
 """Cells along the longer side of a density picture."""
@@ -57,12 +58,8 @@ def label_rings(labels: np.ndarray) -> dict[int, list[np.ndarray]]:
     Returns:
       label -> rings [N, 2] (x, y) in pixels of the patch.
     """
-    padded = np.pad(labels, 1)
     return {
-        int(label): [
-            np.clip(approximate_polygon(ring, _LABEL_TOLERANCE_PX)[:, ::-1] - 0.5, 0, labels.shape[::-1])
-            for ring in find_contours((padded == label).astype(np.float32), 0.5)
-        ]
+        int(label): [np.clip(ring, 0, labels.shape[::-1]) for ring in mask_rings(labels == label, _LABEL_TOLERANCE_PX)]
         for label in np.unique(labels)
         if label != 0
     }

@@ -12,6 +12,7 @@ import numpy as np
 import shapely
 from shapely.geometry import MultiPolygon
 from shapely.geometry.base import BaseGeometry
+from skimage.measure import find_contours
 
 
 def l0_length(lv_length: int, downsample: float) -> int:
@@ -28,6 +29,21 @@ def l0_boxes(l0_points: np.ndarray, l0_size: int) -> np.ndarray:
     """[N] shapely boxes with top-left corners [N, 2] (x, y)."""
     x, y = l0_points[:, 0], l0_points[:, 1]
     return shapely.box(x, y, x + l0_size, y + l0_size)
+
+
+def mask_rings(mask: np.ndarray, tolerance_px: float) -> list[np.ndarray]:
+    """Simplified borders of a mask that begins at (0, 0): closed rings, [N, 2] float64 (x, y) pixels each.
+
+    Holes run the other way round.
+
+    Args:
+      mask: [h, w] bool.
+      tolerance_px: largest distance between a ring and the pixels' edges, the corners of which are cut before.
+    """
+    # one pixel of padding closes contours at the mask's border; contours run through pixel centres
+    contours = find_contours(np.pad(mask, 1).astype(np.float32), 0.5)
+    rings = shapely.simplify([shapely.linearrings(contour[:, ::-1] - 0.5) for contour in contours], tolerance_px)
+    return [shapely.get_coordinates(ring) for ring in rings]
 
 
 def rasterise(geometry: BaseGeometry, x: float, y: float, size: int | tuple[int, int], downsample: float) -> np.ndarray:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import shapely
-from skimage.measure import approximate_polygon, find_contours
+
+from trainer.slides.geometry import mask_rings
 
 
 def polygon_rings(pieces: np.ndarray, tolerance_px: float) -> list[np.ndarray]:
@@ -19,11 +20,8 @@ def traced_rings(labels: np.ndarray, downsample: float, tolerance_px: float) -> 
     """Simplified borders of every label but 0 of a label image [h, w] that begins at the slide's corner."""
     found = {}
     for label in np.unique(labels[labels > 0]):
-        # One pixel of padding closes contours at the image's border; contours run through pixel centres.
-        contours = find_contours(np.pad(labels == label, 1), 0.5)
-        rings = [(c[:, ::-1] - 0.5) * downsample for c in contours]
-        simple = [approximate_polygon(ring, tolerance_px) for ring in rings]
-        found[int(label)] = [ring for ring in simple if _is_visible(ring, tolerance_px)]
+        rings = [ring * downsample for ring in mask_rings(labels == label, tolerance_px / downsample)]
+        found[int(label)] = [ring for ring in rings if _is_visible(ring, tolerance_px)]
     return found
 
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 from scipy import ndimage
 from skimage.filters import threshold_otsu
-from skimage.measure import approximate_polygon, find_contours
 
 from trainer.config.schema import TissueConfig
+from trainer.slides.geometry import mask_rings
 from trainer.slides.slide import Slide
 
 _DOWNSAMPLE = 32.0
@@ -80,9 +80,7 @@ class TissueMask:
         Returns:
           closed rings, [N, 2] float64 (x, y) level-0 pixels each; holes run the other way round.
         """
-        rings = find_contours(np.pad(self.mask, 1).astype(np.float32), 0.5)
-        at_corner = (approximate_polygon(ring, tolerance_px)[:, ::-1] - 0.5 for ring in rings)
-        return [ring * (self.downsample_x, self.downsample_y) for ring in at_corner]
+        return [ring * (self.downsample_x, self.downsample_y) for ring in mask_rings(self.mask, tolerance_px)]
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """All of it as plain arrays for a file, one bit per mask pixel."""
