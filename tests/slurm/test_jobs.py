@@ -25,6 +25,7 @@ SETTINGS = {
 }
 Configure = Callable[..., Path]
 JOB_S = 400
+ENDED = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED")
 
 
 def sbatch(cluster: Cluster, project: Path, *arguments: str | Path, **environ: str) -> tuple[int, str]:
@@ -93,7 +94,7 @@ def test_a_job_at_its_time_limit_is_requeued_and_ends_with_the_weights_of_an_und
     job = done.stdout.split()[-1]
     wait_for(lambda: int(field(cluster, job, "Restarts")) > 0)
     cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=10")
-    wait_for(lambda: field(cluster, job, "JobState") in ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED"))
+    wait_for(lambda: field(cluster, job, "JobState") in ENDED)
     log = log_of(project)
     assert field(cluster, job, "JobState") == "COMPLETED", log
     assert "state saved, back into the queue" in log
@@ -169,15 +170,31 @@ def test_a_run_is_scored_again_by_a_job(cluster: Cluster, project: Path, finishe
     assert [r["common_miou"] for r in rows] == [s["common_miou"] for s in report["stages"]]
 
 
-def test_an_array_predicts_every_slide_once(
+def test_slides_are_predicted_and_scored_by_a_job_of_two_nodes(
+    cluster: Cluster, project: Path, finished: dict[str, Path]
+) -> None:
+    run = finished["undisturbed"]
+    status, log = sbatch(cluster, project, "--nodes=2", "slurm/evaluate.sbatch", run, "--slides")
+    assert status == 0, log
+    slides = json.loads((run / "slides.json").read_text())["slides"]
+    assert sorted(slide["slide"] for slide in slides) == sorted(p.parent.name for p in run.glob("slides/*/summary.json"))
+
+
+def test_an_array_predicts_every_slide_once_also_when_a_task_is_broken_off(
     cluster: Cluster, project: Path, shared_slides: Path, finished: dict[str, Path]
 ) -> None:
     slides, out = sorted(shared_slides.glob("**/*.tif"))[:3], project / "predictions"
-    arguments = [finished["undisturbed"], *slides, "-o", out, "--tile", "128"]
-    status, log = sbatch(cluster, project, "--array=0-1", "slurm/predict.sbatch", *arguments)
-    assert status == 0, log
-    assert sorted(p.parent.name for p in out.glob("*/summary.json")) == sorted(slide.stem for slide in slides)
-    assert log.count("results:") == len(slides) == 3, log
+    line = ["--array=0-1", "slurm/predict.sbatch", finished["undisturbed"], *slides, "-o", out, "--tile", "128"]
+    done = cluster.run("sbatch", *map(str, line), cwd=project, WIDEFIELD_SITE="virtual")
+    job = done.stdout.split()[-1]
+    wait_for(lambda: "of them are predicted" in log_of(project))
+    cluster.run("scancel", "--batch", "--signal=USR1", f"{job}_0")  # as Slurm does before the time limit
+    wait_for(lambda: len(list(out.glob("*/summary.json"))) == len(slides) == 3)
+    wait_for(lambda: field(cluster, f"{job}_0", "JobState") in ENDED)
+    log = log_of(project)
+    assert field(cluster, f"{job}_0", "JobState") == "COMPLETED", log
+    assert log.count("state saved, back into the queue") == 1, log
+    assert log.count("results:") == len(slides), log
 
 
 def test_mpirun_starts_the_ranks_where_srun_cannot_load_pmix(cluster: Cluster, project: Path) -> None:

@@ -206,7 +206,9 @@ def _window(layer, name: str, x, grid: Grid, output_stride: int) -> tuple[tf.Ten
     is_centred = all(a == b for a, b in around) and grid.padding == (0, 0)
     if not is_centred:
         x = _zeros_around(x, around, name)
-    new = _copy(layer, name, strides=(1, 1), dilation_rate=stretch, padding="same" if is_centred else "valid")
+    # of one pixel there is nothing to stretch, and TensorFlow would cut the map up for it all the same
+    rate = stretch if max(size) > 1 else 1
+    new = _copy(layer, name, strides=(1, 1), dilation_rate=rate, padding="same" if is_centred else "valid")
     return _apply(layer, new, x), after
 
 
