@@ -138,7 +138,7 @@ def _lesions(froc: Mapping[str, Any]) -> Html:
         return tag("section", title, tag("p", "n/a: no slide has a lesion to find."), tag("p", note, class_="note"))
     picture = _png(draw_froc(froc["curve"]["false_positives"], froc["curve"]["sensitivity"]), "FROC curve")
     head = ("false positives per slide", *(f"{n:g}" for n in froc["false_positives_per_slide"]), "mean")
-    row = ("lesions found", *map(_number, froc["sensitivities"]), _with_interval(froc["score"], froc["interval"]))
+    row = ("lesions found", *map(_number, froc["sensitivities"]), _number(froc["score"]))
     itc = froc["isolated_tumour_cells"]
     counted = f"{plural(froc['lesions'], 'lesion')} on {plural(froc['slides'], 'slide')}"
     counted += f"; {itc:,} more are isolated tumour cells and count for nothing." if itc else "."
