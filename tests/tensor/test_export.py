@@ -30,6 +30,7 @@ from trainer.infer.run_network import RunNetwork
 from trainer.infer.slide_job import predict_slide
 from trainer.models import build_model
 from trainer.models.keras import keras, tf
+from trainer.models.layers import ResizeLike
 from trainer.models.norms import GroupNorm
 from trainer.patches.build import build_index
 from trainer.slides.slide import open_slide
@@ -190,6 +191,22 @@ def test_a_group_norm_after_an_int8_convolution_norms_what_comes_from_it() -> No
     deviation = function(images).numpy().std()
     assert np.abs(executed - rounded).mean() < deviation / 50, "INT8 computes what rounding to its numbers gives"
     assert np.abs(executed - function(images).numpy()).mean() < deviation / 3
+
+
+def test_an_int8_network_that_resizes_takes_tiles_of_other_sizes_than_it_was_calibrated_with() -> None:
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((None, None, 3))
+    fine = keras.layers.Conv2D(16, 3, padding="same", activation="relu")(keras.layers.Rescaling(1 / 255)(inputs))
+    coarse = keras.layers.Conv2D(16, 3, strides=4, padding="same", activation="relu")(fine)
+    x = keras.layers.Concatenate()([ResizeLike()([coarse, fine]), fine])
+    model = keras.Model(inputs, keras.layers.Conv2D(2, 1)(keras.layers.DepthwiseConv2D(3, padding="same")(x)))
+    function = inference_function(model)
+    patches = Patches(OwnAnswers(function), [Tile(0, n, 0, 64) for n in range(6)], 1)
+    quantised = quantise(to_openvino(function, model), patches, patches, 2, 1.0, silent)
+    images = noise(1, 128, 128)
+    expected = function(images).numpy()
+    quantised.model.reshape([1, 128, 128, 3])
+    assert np.abs(openvino.compile_model(quantised.model, "CPU")(images)[0] - expected).mean() < expected.std() / 3
 
 
 def test_an_export_predicts_the_map_that_the_run_predicts(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.export.names import name_layers
+from trainer.export.rewrite import resize_channels_first, square_means_by_norms
 from trainer.infer.openvino import openvino
 from trainer.models.keras import keras, tf
 from trainer.quiet import quiet_stderr
@@ -22,6 +23,8 @@ def to_openvino(function: Function, model: keras.Model) -> openvino.Model:
     # every custom gradient has left results of its own, which would be computed and kept as well
     result = next(o for o in converted.outputs if "probabilities:0" in o.get_names())
     converted = openvino.Model([result.get_node()], converted.get_parameters())
+    resize_channels_first(converted)
+    square_means_by_norms(converted)
     converted.inputs[0].set_names({"image"})
     converted.outputs[0].set_names({"probabilities"})
     name_layers(converted, model)
@@ -34,20 +37,10 @@ def write_openvino(model: openvino.Model, folder: Path, *, half: bool) -> str:
     Args:
       half: weights in float16.
     """
-    _share_constants(model)
     path = folder / "network.xml"
     openvino.save_model(model, path, compress_to_fp16=half)
     path.write_text(re.sub(r">\s+<", "><", path.read_text()))  # the white space is a fifth of it
     return path.name
-
-
-def _share_constants(model: openvino.Model) -> None:
-    """Each is a layer of half a kilobyte in the file, however small; a network has a thousand that are equal."""
-    first: dict[tuple[str, tuple[int, ...], bytes], openvino.Node] = {}
-    for op in model.get_ops():
-        if op.get_type_name() == "Constant":
-            key = str(op.get_element_type()), tuple(op.get_output_shape(0)), op.data.tobytes()
-            op.output(0).replace(first.setdefault(key, op).output(0))
 
 
 def write_onnx(function: Function, folder: Path) -> str:

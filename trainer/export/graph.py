@@ -19,7 +19,10 @@ def inference_function(model: keras.Model) -> tf.types.experimental.GenericFunct
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, "image")], autograph=False)
     def probabilities(image: tf.Tensor) -> tf.Tensor:
-        return tf.nn.softmax(forward(image), name="probabilities")
+        logits = forward(image)
+        if logits.shape[-1] == 2:  # the same, and less than half of a softmax's time
+            return tf.sigmoid(logits - tf.gather(logits, [1, 0], axis=3), name="probabilities")
+        return tf.nn.softmax(logits, name="probabilities")
 
     return probabilities
 
@@ -35,21 +38,20 @@ def _apply(call: Call, inputs: Any) -> tf.Tensor:
 def _group_norm(layer: GroupNorm, x_NHWC: tf.Tensor) -> tf.Tensor:
     """`norms.group_norm` as two means and one pass of scale and shift, which the engine joins with the ReLU behind it.
 
-    The square is a power, and so is what the mean is of: where the result of an INT8 convolution is multiplied by
-    itself or goes straight into a mean, OpenVINO 2026.4 takes its scale wrongly. All of it is indifferent to how x lies
-    in memory. Normalising groups as such (MVN, GroupNormalization) wants one channel after the other, where
-    convolutions want one pixel after the other: 1.3-1.5 times the time, see docs/architecture.md.
+    The square is a power: where the result of an INT8 convolution is multiplied by itself, OpenVINO 2026.4 takes its
+    scale wrongly. All of it is indifferent to how x lies in memory. Normalising groups as such (MVN,
+    GroupNormalization) wants one channel after the other, where convolutions want one pixel after the other: 1.3-1.5
+    times the time, see docs/architecture.md.
     """
     groups, channels = layer.groups, x_NHWC.shape[-1]
-
-    def mean_of_pixels(power: float) -> tf.Tensor:
-        return tf.reduce_mean(tf.pow(x_NHWC, power), [1, 2], keepdims=True)
+    mean_N11C = tf.reduce_mean(x_NHWC, [1, 2], keepdims=True)
+    square_N11C = tf.reduce_mean(tf.pow(x_NHWC, 2.0), [1, 2], keepdims=True)
 
     def of_groups(x_N11C: tf.Tensor) -> tf.Tensor:
         return tf.reshape(x_N11C, [-1, groups, channels // groups])
 
-    mean_NG1 = tf.reduce_mean(of_groups(mean_of_pixels(1.0)), 2, keepdims=True)
-    square_NG1 = tf.reduce_mean(of_groups(mean_of_pixels(2.0)), 2, keepdims=True)
+    mean_NG1 = tf.reduce_mean(of_groups(mean_N11C), 2, keepdims=True)
+    square_NG1 = tf.reduce_mean(of_groups(square_N11C), 2, keepdims=True)
     variance_NG1 = tf.maximum(square_NG1 - tf.square(mean_NG1), 0.0)
     scale_NGc = of_groups(layer.gamma) * tf.math.rsqrt(variance_NG1 + layer.epsilon)
     shift_NGc = of_groups(layer.beta) - mean_NG1 * scale_NGc

@@ -13,6 +13,7 @@ import numpy as np
 
 from trainer.batches.loader import Patch
 from trainer.export.patches import Patches
+from trainer.export.rewrite import guard_convolutions
 from trainer.export.score import accuracy_of, confusions, dice_of
 from trainer.infer.openvino import openvino
 
@@ -49,6 +50,7 @@ def quantise(
 ) -> Quantised:
     """Quantise what can be quantised, then take layers back, the worst first, until Dice is within `max_drop`."""
     nncf.set_log_level(logging.ERROR)
+    guard_convolutions(model)
     dice: list[float] = []
 
     def score(compiled: Any, patches: Iterable[Patch]) -> tuple[float, list[float]]:
@@ -95,7 +97,7 @@ def _arithmetic(model: openvino.Model) -> list[str]:
     def is_arithmetic(op: openvino.Node) -> bool:
         if op.get_type_name() == "Add":
             return any(source.get_node().get_type_name() == "Multiply" for source in op.input_values())
-        return op.get_type_name() in ("Multiply", "Subtract", "Power", "ReduceMean")
+        return op.get_type_name() in ("Multiply", "Divide", "Subtract", "Power", "ReduceMean", "ReduceL2")
 
     return [op.get_friendly_name() for op in model.get_ops() if is_arithmetic(op)]
 
