@@ -23,17 +23,14 @@ DATA, RUNS = ROOT / "data" / "bench", ROOT / "runs" / "bench-export"
 OUT = ROOT / "results" / "export" / folder_of(processor())
 
 
-def stages(small: int, large: int) -> str:
-    """The curriculum, by steps of patches of 256 and of 512 px."""
-    return (
-        f"[{{patch_size: 256, local_batch_size: 4, steps: {small}}},"
-        f" {{patch_size: 512, local_batch_size: 1, steps: {large}}}]"
-    )
+def stages(*stages: tuple[int, int, int]) -> str:
+    """A curriculum of (patch size, batch, steps)."""
+    return str([dict(zip(("patch_size", "local_batch_size", "steps"), stage, strict=True)) for stage in stages])
 
 
 STAGES = {
-    "mobilenetv2": stages(300, 60),
-    "resnet50": stages(200, 40),
+    "mobilenetv2": stages((256, 4, 300), (512, 1, 60)),
+    "resnet50": stages((128, 8, 400), (512, 1, 40)),
 }
 """Backbone -> what it is trained for: minutes."""
 

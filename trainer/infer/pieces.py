@@ -134,7 +134,9 @@ def _followed(across: list[int]) -> tuple[np.ndarray, np.ndarray]:
     Args:
       across: the other end of each corner's vertical edge; that of its horizontal one is its neighbour, 0 of 1, 2 of 3.
     """
-    order, ends, is_passed = [], [], bytearray(len(across))
+    order: list[int] = []
+    ends: list[int] = []
+    is_passed = bytearray(len(across))
     for start in range(len(across)):
         if is_passed[start]:
             continue
