@@ -3,7 +3,7 @@
 The demo's network, exported, predicts a whole slide by `widefield predict`, and some of its tiles from memory
 (`trainer/export/measure.py`): in turns, each in a fresh process with all cores. Then it predicts a slide of 100,000 x
 100,000 px. Both slides repeat generated tissue (`tools/big_slide.py`). Writes a folder of results/predict/ for each
-kind of processor; INT8 is measured where the demo's export in INT8 is there.
+kind of processor.
 
   python tools/bench_predict.py [throughput] [memory]      these anew, the other stays
 """
@@ -42,6 +42,7 @@ SIDE, LARGE_SIDE, LARGE_TISSUE = 10_000, 100_000, 0.02
 TILES = 24
 """Tiles that the network alone goes through: of different places, so that none is in a cache."""
 ROUNDS = 3
+PRECISIONS = ("fp32", "int8")
 
 
 def export(precision: str) -> Path:
@@ -98,7 +99,7 @@ def throughput() -> dict[str, Any]:
     places = np.random.default_rng(0).integers(0, np.array(view.size) - TILE, (TILES, 2)).tolist()
     np.save(tiles, np.stack([view.read(x, y, TILE) for x, y in places]))
     rows = []
-    for precision in filter(lambda p: export(p).exists(), ("fp32", "fp16", "int8")):
+    for precision in PRECISIONS:
         rounds = []
         for _ in range(ROUNDS):
             network = export(precision)
@@ -162,7 +163,7 @@ Measured on {part["machine"]}, {part["date"]}, commit {part["commit"]}. A slide 
 def main() -> None:
     if not (RUN / "report.json").exists():
         sys.exit(f"{RUN} is not there: run make demo first")
-    for precision in ("fp32", "fp16"):
+    for precision in PRECISIONS:
         run(sys.executable, "-m", "trainer", "export", RUN, "--precision", precision)
     OUT.mkdir(parents=True, exist_ok=True)
     file = OUT / "bench.json"

@@ -37,6 +37,7 @@ def write_outputs(folder: Path, map_file: MapFile, view: SlideView, class_names:
     colours = [_FIRST_CLASS, *(_rgb(class_colour(n)) for n in range(1, len(class_names)))]
     with ThreadPoolExecutor(1, "pyramids") as pool:  # meanwhile the regions are found: as much work
         pyramids = pool.submit(_write_pyramids, folder, map_file, view.mpp, class_names, colours)
+        areas = pool.submit(class_areas, map_file, class_names)
         regions = regions_of(
             map_file.read_classes,
             map_file.read_probability,
@@ -52,7 +53,7 @@ def write_outputs(folder: Path, map_file: MapFile, view: SlideView, class_names:
     found = summary(
         slide=view.slide.path.name,
         regions=regions,
-        class_px=class_areas(map_file, class_names),
+        class_px=areas.result(),
         mpp=view.mpp,
         holes=[_on_slide(hole, view.downsample) for hole in map_file.holes],
     )

@@ -1,7 +1,7 @@
 """Connected areas of one class on the map of a whole slide: outlines for viewers, numbers for scores of lesions.
 
-The map is read block by block. The pieces of regions in each block (`pieces.py`) are then put together where they meet,
-and their outlines are smoothed. One block and the outlines are in memory.
+The map is read block by block, two at a time. The pieces of regions in each (`pieces.py`) are then put together where
+they meet, and their outlines are smoothed. Two blocks and the outlines are in memory.
 
 Frames: pixels of the map, whose (0, 0) is level-0 (0, 0), and level-0 pixels.
 """
@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,10 +30,14 @@ ReadClasses = Callable[[int, int, int, int], np.ndarray]
 """read(x, y, width, height) in map pixels -> uint8 [height, width] class ids; 255 is not predicted."""
 ReadProbability = Callable[[int, int, int, int, int], np.ndarray]
 """read(class_id, x, y, width, height) -> uint8 [height, width], 255 is certain."""
+Box = tuple[int, int, int, int]
+"""(x, y, width, height), map pixels."""
 MIN_AREA_PX = 16
 """Smaller regions are dropped: below 4 x 4 pixels an outline is little but cut corners."""
 _BLOCK_PX = 2048
 """A block takes 160 MiB."""
+_THREADS = 2
+"""Blocks at a time."""
 _TOLERANCE_PX = 0.34
 """How far an outline may move to lose points. With corners cut, parts of outlines are at least 0.707 map pixels apart,
 the side of one pixel's diamond: moved by less than half of it, none cross, though each ring is simplified by itself.
@@ -78,6 +84,7 @@ def regions_of(
     """All regions of all classes but the first, largest first.
 
     Args:
+      read_classes, read_probability: called from threads, several at a time.
       width, height: of the map.
       class_names: their number says which ids are classes.
       downsample: level-0 pixels per map pixel.
@@ -85,29 +92,40 @@ def regions_of(
       min_area_px: smaller regions are dropped, map pixels.
       block_px: side of what is read at a time; the result does not depend on it.
     """
+    boxes = [
+        (x, y, min(block_px, width - x), min(block_px, height - y))
+        for y in range(0, height, block_px)
+        for x in range(0, width, block_px)
+    ]
+    in_block = partial(_in_block, read_classes, read_probability, len(class_names), min_area_px)
     pieces: list[Piece] = []
     meetings: list[np.ndarray] = []
-    above = np.full(width, NO_PIECE)
-    for y in range(0, height, block_px):
-        left = np.full(min(block_px, height - y), NO_PIECE)
-        for x in range(0, width, block_px):
-            columns = slice(x, min(x + block_px, width))
-            box = x, y, columns.stop - x, len(left)
-            classes = read_classes(*box)
-            classes = np.where(classes < len(class_names), classes, 0)
-            found, numbers = pieces_of(classes, _own_probability(classes, box, read_probability), (x, y), min_area_px)
-            numbers[numbers != NO_PIECE] += len(pieces)
+    above, left = np.full(width, NO_PIECE), np.full(0, NO_PIECE)
+    with ThreadPoolExecutor(_THREADS, "regions") as pool:
+        for (x, _, columns, _), (found, edges) in zip(boxes, pool.map(in_block, boxes), strict=True):
+            top, bottom, first, last = (np.where(edge == NO_PIECE, NO_PIECE, edge + len(pieces)) for edge in edges)
             pieces += found
-            meetings += [_meetings(above[columns], numbers[0]), _meetings(left, numbers[:, 0])]
-            above[columns], left = numbers[-1], numbers[:, -1]
+            meetings.append(_meetings(above[x : x + columns], top))
+            if x > 0:
+                meetings.append(_meetings(left, first))
+            above[x : x + columns], left = bottom, last
     groups = _joined(pieces, np.concatenate(meetings, axis=1))
     regions = [_region(group, downsample, mpp) for group in groups if sum(p.area for p in group) >= min_area_px]
     return sorted(regions, key=lambda region: (-region.area_px, region.peak[::-1]))
 
 
-def _own_probability(
-    classes: np.ndarray, box: tuple[int, int, int, int], read_probability: ReadProbability
-) -> np.ndarray:
+def _in_block(
+    read_classes: ReadClasses, read_probability: ReadProbability, num_classes: int, min_area_px: int, box: Box
+) -> tuple[list[Piece], tuple[np.ndarray, ...]]:
+    """The pieces of a block, and those along its top, bottom, left and right."""
+    classes = read_classes(*box)
+    classes = np.where(classes < num_classes, classes, 0)
+    own = _own_probability(classes, box, read_probability)
+    found, numbers = pieces_of(classes, own, box[:2], min_area_px)
+    return found, tuple(edge.copy() for edge in (numbers[0], numbers[-1], numbers[:, 0], numbers[:, -1]))
+
+
+def _own_probability(classes: np.ndarray, box: Box, read_probability: ReadProbability) -> np.ndarray:
     """[h, w] uint8: of each pixel's own class; 0 in the first class."""
     own = np.zeros(classes.shape, np.uint8)
     for class_id in np.unique(classes[classes > 0]).tolist():
