@@ -157,7 +157,7 @@ def render_memory(part: dict[str, Any]) -> str:
 
 Measured on {part["machine"]}, {part["date"]}, commit {part["commit"]}. A slide of {LARGE_SIDE:,} x {LARGE_SIDE:,} px,
 {LARGE_TISSUE:.0%} of it tissue ({whole["tiles"]} tiles), float32: a peak of **{whole["peak_gb"]:.2f} GB**,
-{whole["seconds"] / 60:.1f} minutes, {whole["written_gb"]:.2f} GB of files. The bar is 3 GB."""
+{whole["written_gb"]:.2f} GB of files. The bar is 3 GB."""
 
 
 def main() -> None:
