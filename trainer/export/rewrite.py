@@ -6,8 +6,7 @@ import numpy as np
 
 from trainer.infer.openvino import openvino
 
-from openvino import opset13 as ops  # isort: skip  # after trainer.infer.openvino
-
+ops = openvino.opset13
 _TO_NCHW, _TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
 
 
