@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageDraw
@@ -118,6 +118,8 @@ def test_brown_immunostain_and_its_blue_nuclei_are_not_taken_for_pen(averaged_px
     amounts=st.tuples(st.floats(0, 2), st.floats(0, 2), st.floats(0, 2)).filter(lambda a: sum(a) <= 2),
     noise=st.integers(0, 6),
 )
+@example(amounts=(1.0, 0.0, 0.75), noise=0)  # the blackest mixtures
+@example(amounts=(1.14, 0.0, 0.8), noise=2)
 def test_no_mixture_of_haematoxylin_eosin_and_dab_is_pen(amounts: tuple[float, ...], noise: int) -> None:
     pixel = 255 * 10 ** -(np.array(amounts) @ rgb_from_hed)
     image = pixel + np.random.default_rng(0).uniform(-noise, noise, (40, 40, 3))

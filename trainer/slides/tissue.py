@@ -192,7 +192,8 @@ def _ink_coloured(image: np.ndarray) -> np.ndarray:
     most, least = _extremes(red, green, blue)
     is_green_or_blue = red > 1.2 * green + 0.03
     is_violet_blue = (blue < 0.3 * red) & (red > 0.7 * green) & (red > 0.2)
-    is_black = (least > 0.5) & (most - least < 0.25 * most) & (blue < 1.15 * red)
+    # mixtures of haematoxylin and DAB come as near to black as 0.226
+    is_black = (least > 0.5) & (most - least < 0.225 * most) & (blue < 1.15 * red)
     return is_green_or_blue | is_violet_blue | is_black
 
 
